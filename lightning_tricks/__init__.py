@@ -1,0 +1,47 @@
+"""The tips and tricks of a good neural-network course, done right, as parts for a standard ``lightning.Trainer``.
+
+Every public name is reachable as ``lightning_tricks.NAME`` and is loaded when it is first touched, so that importing
+the package costs nothing.
+
+Example:
+    >>> import lightning_tricks as lt
+    >>> lt.MLP(in_features=4, num_classes=3).num_classes
+    3
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from lightning_tricks._version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from lightning_tricks.data import DigitsDataModule as DigitsDataModule
+    from lightning_tricks.nets import MLP as MLP
+    from lightning_tricks.nets import ConvNet as ConvNet
+    from lightning_tricks.nets import build_net as build_net
+    from lightning_tricks.optim import build_optimizer as build_optimizer
+    from lightning_tricks.optim import param_groups as param_groups
+
+# Where each public name lives. `tests/test_public_api.py` keeps this and the imports above in step.
+_ROOM_OF = {
+    "MLP": "nets",
+    "ConvNet": "nets",
+    "build_net": "nets",
+    "build_optimizer": "optim",
+    "param_groups": "optim",
+    "DigitsDataModule": "data",
+}
+
+__all__ = ["__version__", *_ROOM_OF]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOM_OF:
+        raise AttributeError(f"module 'lightning_tricks' has no attribute {name!r}")
+    value = getattr(import_module(f"lightning_tricks.{_ROOM_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

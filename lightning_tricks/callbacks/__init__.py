@@ -1,0 +1,1 @@
+"""Callbacks: thin shells on Lightning's hooks."""

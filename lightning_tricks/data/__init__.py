@@ -1,0 +1,3 @@
+"""Splits, DataModules and augmentation."""
+
+from lightning_tricks.data._digits import DigitsDataModule as DigitsDataModule

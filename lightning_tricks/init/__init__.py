@@ -1,0 +1,1 @@
+"""Weight initialisation: rules, by name or by looking at the net."""

@@ -1,0 +1,4 @@
+"""Optimizers with sane parameter groups."""
+
+from lightning_tricks.optim._build import build_optimizer as build_optimizer
+from lightning_tricks.optim._groups import param_groups as param_groups

@@ -1,0 +1,3 @@
+"""Data in, ``matplotlib.figure.Figure`` out. Nothing here shows or saves a picture, or touches pyplot's state."""
+
+from lightning_tricks.plots._style import new_figure as new_figure

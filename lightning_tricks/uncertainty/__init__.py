@@ -1,0 +1,1 @@
+"""Monte-Carlo dropout: the engine, measures of uncertainty, metrics."""

@@ -1,0 +1,26 @@
+"""Every test is deterministic, offline and single-threaded. The package must not be imported at the top of this file:
+the jaxtyping hook has to see its modules first."""
+
+import os
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_SILENT"] = "true"
+os.environ["WANDB_ERROR_REPORTING"] = "false"
+os.environ["TORCH_HOME"] = "/nonexistent"  # a test that downloads weights fails
+
+
+@pytest.fixture(autouse=True)
+def _fresh(tmp_path, monkeypatch):
+    """Run in an empty folder, with seeded streams and no warning already said."""
+    import torch
+    from lightning.pytorch import seed_everything
+
+    from lightning_tricks._base import _messages
+
+    torch.set_num_threads(1)
+    seed_everything(0, verbose=False)
+    _messages.forget_warnings()
+    monkeypatch.chdir(tmp_path)

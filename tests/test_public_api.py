@@ -1,0 +1,50 @@
+"""Every public name exists, is documented with an example that runs, and is known to editors."""
+
+import ast
+import doctest
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lightning_tricks as lt
+
+NAMES = [name for name in lt.__all__ if name != "__version__"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_docstring_has_a_running_example(name):
+    thing = getattr(lt, name)
+    assert thing.__doc__, f"{name} has no docstring"
+    examples = doctest.DocTestParser().get_examples(thing.__doc__)
+    assert examples, f"{name} has no example"
+    assert not all(example.options.get(doctest.SKIP) for example in examples), f"no example of {name} runs"
+
+
+def test_editors_see_the_same_names():
+    tree = ast.parse(Path(lt.__file__).read_text())
+    seen = {
+        (alias.asname, node.module.split(".")[1])
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("lightning_tricks.") and node.level == 0
+        for alias in node.names
+    }
+    assert seen - {("__version__", "_version")} == set(lt._ROOM_OF.items())
+
+
+def test_importing_loads_nothing_heavy():
+    code = "import sys, lightning_tricks; print({'torch', 'lightning', 'wandb', 'matplotlib'} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "set()"
+
+
+def test_the_whole_library_does_not_import_wandb():
+    code = f"import sys, lightning_tricks as lt; [getattr(lt, n) for n in {NAMES}]; print('wandb' in sys.modules)"
+    out = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'Dropuot'"):
+        lt.Dropuot  # noqa: B018
