@@ -16,6 +16,8 @@ from lightning_tricks._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from lightning_tricks.data import DigitsDataModule as DigitsDataModule
+    from lightning_tricks.modules import Classifier as Classifier
+    from lightning_tricks.modules import Regressor as Regressor
     from lightning_tricks.nets import MLP as MLP
     from lightning_tricks.nets import ConvNet as ConvNet
     from lightning_tricks.nets import build_net as build_net
@@ -24,12 +26,14 @@ if TYPE_CHECKING:
 
 # Where each public name lives. `tests/test_public_api.py` keeps this and the imports above in step.
 _ROOM_OF = {
-    "MLP": "nets",
+    "Classifier": "modules",
     "ConvNet": "nets",
+    "DigitsDataModule": "data",
+    "MLP": "nets",
+    "Regressor": "modules",
     "build_net": "nets",
     "build_optimizer": "optim",
     "param_groups": "optim",
-    "DigitsDataModule": "data",
 }
 
 __all__ = ["__version__", *_ROOM_OF]

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "data": {"_base"},
     "diagnosis": {"_base"},
     "plots": {"_base"},
-    "modules": {"_base", "nets", "optim", "uncertainty"},
+    "modules": {"_base", "nets", "optim", "uncertainty", "plots"},
     "callbacks": {"_base", "init", "uncertainty", "diagnosis", "plots"},
     "tune": {"_base", "data", "callbacks", "plots"},
 }

@@ -1,1 +1,4 @@
 """LightningModules."""
+
+from lightning_tricks.modules._classifier import Classifier as Classifier
+from lightning_tricks.modules._regressor import Regressor as Regressor
