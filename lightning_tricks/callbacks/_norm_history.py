@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_tricks.callbacks._forward_order import in_forward_order
+
 # What one record holds per layer: sums over the layer's values, so that ranks and layers simply add up.
 GRADIENT, CLIPPED, WEIGHT, UPDATE, BAD_GRADIENTS, BAD_WEIGHTS = range(6)
 QUANTITIES = 6
@@ -29,6 +31,7 @@ COLUMNS = (
 )
 TOTAL = "(total)"
 REST = "(rest)"
+_SAVED = 1000  # records in a checkpoint
 
 
 @dataclass
@@ -47,24 +50,37 @@ class Block:
     sums: Tensor
     known: Tensor
 
-    def first_nonfinite(self, first_use: Mapping[str, int]) -> dict[str, Any] | None:
-        """Return step, layer and quantity of the first value that is NaN or infinite.
+    def every(self, stride: int) -> "Block":
+        """Return every ``stride``-th record."""
+        part = slice(None, None, stride)
+        return Block(
+            layers=list(self.layers),
+            sizes=list(self.sizes),
+            steps=self.steps[part],
+            optimizers=self.optimizers[part],
+            skipped=self.skipped[part],
+            sums=self.sums[part].clone(),
+            known=self.known[part].clone(),
+        )
 
-        Steps that the loss scaler skipped do not count. Backward runs from the last layer to the first, so the last
-        bad gradient in forward order is where it began; bad weights begin at the first layer that has them.
+    def broken_layers(self) -> "tuple[int, str, list[str]] | None":
+        """Return step, quantity and layers of the first record with a value that is NaN or infinite.
+
+        Gradients of steps that the loss scaler skipped do not count.
         """
-        from lightning_tricks.callbacks._forward_order import in_forward_order
-
-        order = {name: i for i, name in enumerate(in_forward_order(self.layers, first_use))}
         for record, step in enumerate(self.steps):
             for quantity, column in (("weight", BAD_WEIGHTS), ("gradient", BAD_GRADIENTS)):
-                bad = (self.known[record, :, column] & (self.sums[record, :, column] > 0)).nonzero().flatten().tolist()
-                if not bad or (quantity == "gradient" and self.skipped[record]):
+                if quantity == "gradient" and self.skipped[record]:
                     continue
-                pick = max if quantity == "gradient" else min
-                layer = pick((self.layers[i] for i in bad), key=order.__getitem__)
-                return {"step": step, "layer": layer, "quantity": quantity}
+                bad = (self.known[record, :, column] & (self.sums[record, :, column] > 0)).nonzero().flatten()
+                if len(bad):
+                    return step, quantity, [self.layers[i] for i in bad.tolist()]
         return None
+
+    def layers_with_gradient(self, step: int) -> list[str]:
+        """Return the layers that had a gradient in a step."""
+        known = self.known[self.steps.index(step), :, GRADIENT] if step in self.steps else self.known[0, :, GRADIENT]
+        return [name for name, has in zip(self.layers, known.tolist(), strict=True) if has]
 
 
 @dataclass(frozen=True)
@@ -114,8 +130,6 @@ class NormHistory:
 
     def layers(self) -> list[str]:
         """Return every layer that was seen, in forward order."""
-        from lightning_tricks.callbacks._forward_order import in_forward_order
-
         names = dict.fromkeys(name for block in self.blocks for name in block.layers if name != REST)
         return in_forward_order(names, self.first_use)
 
@@ -150,8 +164,10 @@ class NormHistory:
         return steps, torch.stack(values, dim=1) if values else torch.zeros(len(layers), 0, dtype=torch.float64)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return plain lists and tensors."""
-        return {"blocks": [vars(block) for block in self.blocks], "first_use": dict(self.first_use)}
+        """Return plain lists and tensors; of more than 1,000 records an evenly spaced part."""
+        stride = -(-len(self) // _SAVED) or 1
+        blocks = [vars(block.every(stride)) for block in self.blocks]
+        return {"blocks": blocks, "first_use": dict(self.first_use)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` returned."""

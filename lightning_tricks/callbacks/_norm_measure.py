@@ -33,7 +33,7 @@ def squared_norms(tensors: Sequence[Tensor]) -> Tensor:
     """Return the sum of squares of each tensor, ``float64 (n,)`` (float32 on devices without float64).
 
     Args:
-        tensors: real or complex, dense or sparse, all on one device; empty ones count 0.
+        tensors: real or complex, dense or sparse, empty ones count 0. The result is on the device of the first.
 
     Example:
         >>> squared_norms([torch.tensor([3.0, 4.0]), torch.zeros(0)])
@@ -41,8 +41,10 @@ def squared_norms(tensors: Sequence[Tensor]) -> Tensor:
     """
     if not tensors:
         return torch.zeros(0, dtype=torch.float64)
-    values = [_values(tensor) for tensor in tensors]
+    values = [values_of(tensor) for tensor in tensors]
     device = values[0].device
+    if any(value.device != device for value in values):
+        return torch.cat([squared_norms([value]).to(device, sum_dtype(device)) for value in values])
     if device.type == "cpu":
         return torch.stack([_squared_norm(value) for value in values])
     norms = list(torch._foreach_norm(values, 2, dtype=torch.float32))
@@ -56,11 +58,11 @@ def count_nonfinite(tensors: Sequence[Tensor], squares: Tensor) -> Tensor:
     On the CPU a finite sum of squares proves that there are none; elsewhere looking at it would wait for the device.
     """
     if squares.device.type != "cpu":
-        counts = [(~_values(tensor).isfinite()).sum() for tensor in tensors]
-        return torch.stack(counts).to(squares.dtype)
+        counts = [(~values_of(tensor).isfinite()).sum().to(squares) for tensor in tensors]
+        return torch.stack(counts)
     found = torch.zeros_like(squares)
     for i in (~squares.isfinite()).nonzero().flatten().tolist():
-        found[i] = (~_values(tensors[i]).isfinite()).sum()
+        found[i] = (~values_of(tensors[i]).isfinite()).sum()
     return found
 
 
@@ -69,7 +71,8 @@ def sum_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _values(tensor: Tensor) -> Tensor:
+def values_of(tensor: Tensor) -> Tensor:
+    """Return the values of a tensor as a dense real one."""
     tensor = tensor.detach()
     if tensor.layout != torch.strided:
         tensor = tensor.coalesce().values()

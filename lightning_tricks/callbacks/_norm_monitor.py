@@ -26,6 +26,7 @@ from lightning_tricks.callbacks._forward_order import first_uses
 from lightning_tricks.callbacks._norm_files import NormFile
 from lightning_tricks.callbacks._norm_history import TOTAL, Block, NormHistory, columns
 from lightning_tricks.callbacks._norm_layers import is_sharded, layers_of, members_of
+from lightning_tricks.callbacks._norm_nonfinite import first_nonfinite, nonfinite_message
 from lightning_tricks.callbacks._norm_recorder import NormRecorder, Record
 from lightning_tricks.callbacks._norm_summary import layer_table, step_metrics
 
@@ -40,8 +41,9 @@ class NormMonitor(Callback):
     """Watch the norms of weights, gradients and updates, per layer and in total.
 
     Measured are the gradients that the optimizer really uses (accumulated, reduced over ranks, unscaled) before and
-    after clipping, the weights, what the optimizer changed, and how many values are NaN or infinite. Measured are step
-    0, 1, 2, 4, 8, ... and every ``every_n_steps``-th one; other steps cost a few microseconds. Training is not touched.
+    after clipping, the weights, what the optimizer changed, and how many values are NaN or infinite. Measured are the
+    1st, 2nd, 4th, 8th, ... step and every ``every_n_steps``-th one; other steps cost a few microseconds. Training is
+    not touched.
 
     The logger gets the total, quantiles over the layers and the worst few layers; pictures show all layers; everything
     is in :meth:`table` and in a file beside the logger's own.
@@ -52,6 +54,9 @@ class NormMonitor(Callback):
             default the module that owns it.
         match: regular expression; layers whose name it does not find are summed up as one.
         updates: measure what the optimizer changes; this holds a copy of the weights during a measured step.
+        find_nonfinite: look in every step whether the gradient became NaN or infinite: on the CPU at the first layer's
+            smallest parameter, whose step is then measured; on other devices at all of them, without waiting. Not
+            done under a loss scaler and for sharded parameters.
         plot_every_n_epochs: epochs between pictures to the logger, which also gets them at the end; 0 for none.
         worst: how many layers of the largest and of the smallest update ratio go to the logger with the pictures.
         table: kind of the file with all records, or ``None`` for no file.
@@ -79,6 +84,7 @@ class NormMonitor(Callback):
         depth: int | None = None,
         match: str | None = None,
         updates: bool = True,
+        find_nonfinite: bool = True,
         plot_every_n_epochs: int = 10,
         worst: int = 3,
         table: Literal["csv", "parquet"] | None = "csv",
@@ -90,6 +96,7 @@ class NormMonitor(Callback):
         self.plot_every_n_epochs = int(check_range("plot_every_n_epochs", plot_every_n_epochs, low=0))
         self.worst = int(check_range("worst", worst, low=0))
         self.updates = updates
+        self.find_nonfinite = find_nonfinite
         self.match = match
         if match is not None:
             try:
@@ -124,10 +131,15 @@ class NormMonitor(Callback):
         self._look_at_order = False
         self._file: NormFile | None = None
         self._plotted = 0
+        self._watching = False
+        self._sentinels: list[int] = []
         self._log_every = 1
+        self._logged = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return all records so far; plain lists and tensors."""
+        if self._recorder is not None and self._recorder.world_size == 1:
+            self._collect()
         return {"history": self._history.state_dict(), "counts": list(self._counts), "first": self._first_nonfinite}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -196,7 +208,10 @@ class NormMonitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to the optimizers; hooks are the only place between clipping and the update."""
         self._look_at_order = True
+        # Under a loss scaler infinities are everyday; on shards the ranks could disagree about what to measure.
+        self._watching = self.find_nonfinite and getattr(trainer.precision_plugin, "scaler", None) is None
         self._log_every = max(1, getattr(trainer, "log_every_n_steps", 50))
+        self._logged = trainer.global_step // self._log_every
         self._counts += [0] * (len(trainer.optimizers) - len(self._counts))
         self._optimizers = {id(optimizer): i for i, optimizer in enumerate(trainer.optimizers)}
         for optimizer in trainer.optimizers:
@@ -218,16 +233,15 @@ class NormMonitor(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Measure the gradients before clipping."""
-        record = self._due(trainer, optimizer)
+        record = self._due(trainer, optimizer) or self._watch(trainer, optimizer)
         if record is not None and self._recorder is not None and not record.has_gradients:
             self._recorder.measure_gradients(record)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """On logging steps, empty the ring and write."""
         self._close()
-        if self._recorder is None or not self._recorder.records:
-            return
-        if self._recorder.is_full or trainer.global_step % self._log_every == 0:
+        logged, self._logged = self._logged, trainer.global_step // self._log_every
+        if self._recorder is not None and (self._recorder.is_full or logged != self._logged):
             self._flush(trainer, write=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -264,14 +278,26 @@ class NormMonitor(Callback):
         if at != self._at:
             self._close()
             self._at = at
-            count = self._counts[number]
             self._counts[number] += 1
-            if self._is_sampled(count):
+            if self._is_sampled(self._counts[number]):
                 self._open(trainer, number)
         return self._record
 
     def _is_sampled(self, count: int) -> bool:
+        """Tell whether the ``count``-th step is measured; counted from 1, so that Lightning's logging steps are."""
         return count % self.every_n_steps == 0 or (count < self.every_n_steps and count & (count - 1) == 0)
+
+    def _watch(self, trainer: Trainer, optimizer: Optimizer) -> Record | None:
+        """Look for a first non-finite gradient between two measured steps; on the CPU, measure the step that has it."""
+        recorder = self._recorder
+        if not self._watching or recorder is None or (number := self._optimizers.get(id(optimizer))) is None:
+            return None
+        if recorder.device.type != "cpu":
+            recorder.watch(trainer.global_step, self._members[number])
+        elif recorder.looks_broken(self._sentinels[number]):
+            self._watching = False
+            self._open(trainer, number)
+        return self._record
 
     def _open(self, trainer: Trainer, number: int) -> None:
         recorder = self._current_recorder(trainer)
@@ -289,12 +315,14 @@ class NormMonitor(Callback):
         if recorder is None or [*map(id, recorder.parameters)] != [*map(id, parameters)]:
             self._flush(trainer, write=False)
             world_size = trainer.world_size if is_sharded(parameters) else 1
+            self._watching = self._watching and world_size == 1
             recorder = NormRecorder(layers, capacity=_CAPACITY, world_size=world_size, measure_updates=self.updates)
             self._recorder = recorder
         elif trained != self._trained:
             self._look_at_order = True
         self._trained = trained
         self._members = members_of(parameters, trainer.optimizers)
+        self._sentinels = [recorder.sentinel(members, self._history.first_use) for members in self._members]
         return recorder
 
     @staticmethod
@@ -345,28 +373,29 @@ class NormMonitor(Callback):
     # What is written
 
     def _flush(self, trainer: Trainer, *, write: bool) -> None:
-        self._close()
-        block = None if self._recorder is None else self._recorder.drain()
+        block = self._collect()
         if block is not None:
-            self._look_for_nonfinite(block)
-            self._history.add(block)
             log_metrics(trainer, step_metrics(block), step=block.steps[-1])
         if write and self._file is not None:
             self._file.write(self._history)
 
-    def _look_for_nonfinite(self, block: Block) -> None:
+    def _collect(self) -> Block | None:
+        """Bring what the ring holds to the host."""
+        self._close()
+        block = None if self._recorder is None else self._recorder.drain()
+        if block is not None and self._recorder is not None:
+            self._look_for_nonfinite(block, self._recorder.watched)
+            self._history.add(block)
+        return block
+
+    def _look_for_nonfinite(self, block: Block, watched: Mapping[str, int]) -> None:
         if self._first_nonfinite is not None:
             return
-        found = block.first_nonfinite(self._history.first_use)
-        if found is None:
-            return
-        self._first_nonfinite = found
-        warn_once(
-            f"NormMonitor: the first {found['quantity']} that is NaN or infinite was measured in optimizer step "
-            f"{found['step']} in layer {found['layer']!r}. Lower the learning rate, clip gradients, or look for a "
-            "division by zero or a logarithm of zero there.",
-            key=f"NormMonitor nonfinite {id(self)} {found['step']}",
-        )
+        self._first_nonfinite = first_nonfinite(block, watched, self._history.first_use)
+        if self._first_nonfinite is not None:
+            self._watching = False
+            message = nonfinite_message(**self._first_nonfinite)
+            warn_once(message, key=f"NormMonitor: nonfinite {id(self)} {self._first_nonfinite['step']}")
 
     def _draw(self, trainer: Trainer) -> None:
         if not trainer.is_global_zero or not trainer.loggers or len(self._history) == self._plotted:

@@ -1,12 +1,14 @@
 """Measures one optimizer step at a time into a ring on the device."""
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from lightning_tricks.callbacks._forward_order import in_forward_order
 from lightning_tricks.callbacks._norm_history import (
     BAD_GRADIENTS,
     BAD_WEIGHTS,
@@ -17,7 +19,13 @@ from lightning_tricks.callbacks._norm_history import (
     WEIGHT,
     Block,
 )
-from lightning_tricks.callbacks._norm_measure import count_nonfinite, local_part, squared_norms, sum_dtype
+from lightning_tricks.callbacks._norm_measure import (
+    count_nonfinite,
+    local_part,
+    squared_norms,
+    sum_dtype,
+    values_of,
+)
 
 
 @dataclass
@@ -64,6 +72,8 @@ class NormRecorder:
         self.device = self.parameters[0].device
         self.ring = torch.zeros(capacity, len(pairs) + 1, QUANTITIES, dtype=sum_dtype(self.device), device=self.device)
         self.records: list[Record] = []
+        self.watched: dict[str, int] = {}  # what watch() had found at the last drain
+        self._first_bad = self.ring.new_full((len(pairs),), math.inf)  # step of the first non-finite gradient
         self._index: dict[tuple[int, ...], tuple[Tensor, list[int]]] = {}
 
     @property
@@ -112,6 +122,29 @@ class NormRecorder:
         if not record.at_update:
             self.measure_weights(record)
 
+    def sentinel(self, members: list[int], first_use: Mapping[str, int]) -> int:
+        """Return the parameter to which most broken gradients come: the smallest one of the first trained layer."""
+        trained = [i for i in members if self.parameters[i].requires_grad] or members
+        order = in_forward_order({self.layers[self.layer_of[i]]: None for i in trained}, first_use)
+        first = [i for i in trained if self.layers[self.layer_of[i]] == order[0]] if order else [0]
+        return min(first, key=lambda i: self.parameters[i].numel())
+
+    def looks_broken(self, sentinel: int) -> bool:
+        """Tell whether one gradient holds a NaN or an infinity; on the CPU nothing has to be waited for."""
+        gradient = self.parameters[sentinel].grad
+        return gradient is not None and not math.isfinite(values_of(gradient).sum().item())
+
+    @torch.no_grad()
+    def watch(self, step: int, members: list[int]) -> None:
+        """Note on the device in which layers a gradient is non-finite, if it is for the first time."""
+        present = [i for i in members if self.parameters[i].grad is not None]
+        if not present:
+            return
+        index, _ = self._layers_of(tuple(present))
+        squares = squared_norms([self.parameters[i].grad for i in present]).to(self._first_bad)  # type: ignore[misc]
+        at = torch.where(squares.isfinite(), math.inf, float(step))
+        self._first_bad.index_reduce_(0, index, at, "amin")
+
     def drain(self) -> Block | None:
         """Empty the ring: one sum over the ranks if parameters are sharded, and one transfer to the host."""
         if not self.records:
@@ -119,8 +152,11 @@ class NormRecorder:
         sums = self.ring[: len(self.records)]
         if self.world_size > 1:
             torch.distributed.all_reduce(sums)
-        sums = sums.to("cpu", copy=True).double()
+        packed = torch.cat([sums.flatten(), self._first_bad]).cpu().double()
+        first_bad = packed[sums.numel() :].tolist()
+        sums = packed[: sums.numel()].view(sums.shape)
         records, self.records = self.records, []
+        self.watched = {name: int(at) for name, at in zip(self.layers, first_bad, strict=True) if at != math.inf}
         return Block(
             layers=list(self.layers),
             sizes=list(self.sizes),
