@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from lightning_tricks._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from lightning_tricks.callbacks import NormMonitor as NormMonitor
     from lightning_tricks.data import DigitsDataModule as DigitsDataModule
+    from lightning_tricks.diagnosis import Finding as Finding
     from lightning_tricks.modules import Classifier as Classifier
     from lightning_tricks.modules import Regressor as Regressor
     from lightning_tricks.nets import MLP as MLP
@@ -29,6 +31,8 @@ _ROOM_OF = {
     "Classifier": "modules",
     "ConvNet": "nets",
     "DigitsDataModule": "data",
+    "Finding": "diagnosis",
+    "NormMonitor": "callbacks",
     "MLP": "nets",
     "Regressor": "modules",
     "build_net": "nets",
