@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 from lightning_tricks._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from lightning_tricks.callbacks import EarlyStopping as EarlyStopping
+    from lightning_tricks.callbacks import ExactResume as ExactResume
+    from lightning_tricks.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
     from lightning_tricks.data import DigitsDataModule as DigitsDataModule
     from lightning_tricks.modules import Classifier as Classifier
     from lightning_tricks.modules import Regressor as Regressor
@@ -29,6 +32,9 @@ _ROOM_OF = {
     "Classifier": "modules",
     "ConvNet": "nets",
     "DigitsDataModule": "data",
+    "EarlyStopping": "callbacks",
+    "ExactResume": "callbacks",
+    "ReduceLROnPlateau": "callbacks",
     "MLP": "nets",
     "Regressor": "modules",
     "build_net": "nets",
