@@ -16,6 +16,9 @@ from lightning_tricks._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from lightning_tricks.callbacks import NormMonitor as NormMonitor
+    from lightning_tricks.callbacks import EarlyStopping as EarlyStopping
+    from lightning_tricks.callbacks import ExactResume as ExactResume
+    from lightning_tricks.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
     from lightning_tricks.data import DigitsDataModule as DigitsDataModule
     from lightning_tricks.diagnosis import Finding as Finding
     from lightning_tricks.modules import Classifier as Classifier
@@ -33,6 +36,9 @@ _ROOM_OF = {
     "DigitsDataModule": "data",
     "Finding": "diagnosis",
     "NormMonitor": "callbacks",
+    "EarlyStopping": "callbacks",
+    "ExactResume": "callbacks",
+    "ReduceLROnPlateau": "callbacks",
     "MLP": "nets",
     "Regressor": "modules",
     "build_net": "nets",
