@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 from lightning_tricks._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from lightning_tricks.callbacks import WeightInit as WeightInit
     from lightning_tricks.data import DigitsDataModule as DigitsDataModule
+    from lightning_tricks.init import InitReport as InitReport
+    from lightning_tricks.init import init_weights as init_weights
     from lightning_tricks.modules import Classifier as Classifier
     from lightning_tricks.modules import Regressor as Regressor
     from lightning_tricks.nets import MLP as MLP
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
 
 # Where each public name lives. `tests/test_public_api.py` keeps this and the imports above in step.
 _ROOM_OF = {
+    "InitReport": "init",
+    "WeightInit": "callbacks",
+    "init_weights": "init",
     "Classifier": "modules",
     "ConvNet": "nets",
     "DigitsDataModule": "data",

@@ -1,1 +1,3 @@
 """Callbacks: thin shells on Lightning's hooks."""
+
+from lightning_tricks.callbacks._weight_init import WeightInit as WeightInit
