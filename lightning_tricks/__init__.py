@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from lightning_tricks.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
     from lightning_tricks.data import DigitsDataModule as DigitsDataModule
     from lightning_tricks.diagnosis import Finding as Finding
+    from lightning_tricks.callbacks import WeightInit as WeightInit
+    from lightning_tricks.data import DigitsDataModule as DigitsDataModule
+    from lightning_tricks.init import InitReport as InitReport
+    from lightning_tricks.init import init_weights as init_weights
     from lightning_tricks.modules import Classifier as Classifier
     from lightning_tricks.modules import Regressor as Regressor
     from lightning_tricks.nets import MLP as MLP
@@ -31,6 +35,9 @@ if TYPE_CHECKING:
 
 # Where each public name lives. `tests/test_public_api.py` keeps this and the imports above in step.
 _ROOM_OF = {
+    "InitReport": "init",
+    "WeightInit": "callbacks",
+    "init_weights": "init",
     "Classifier": "modules",
     "ConvNet": "nets",
     "DigitsDataModule": "data",

@@ -5,3 +5,4 @@ from lightning_tricks.callbacks._early_stopping import EarlyStopping as EarlySto
 from lightning_tricks.callbacks._exact_resume import ExactResume as ExactResume
 from lightning_tricks.callbacks._plateau import ReduceLROnPlateau as ReduceLROnPlateau
 from lightning_tricks.callbacks._plateau import Reduction as Reduction
+from lightning_tricks.callbacks._weight_init import WeightInit as WeightInit
