@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lightning_tricks.data import DigitsDataModule as DigitsDataModule
     from lightning_tricks.modules import Classifier as Classifier
     from lightning_tricks.modules import Regressor as Regressor
+    from lightning_tricks.data import ImageDataModule as ImageDataModule
     from lightning_tricks.nets import MLP as MLP
     from lightning_tricks.nets import ConvNet as ConvNet
     from lightning_tricks.nets import build_net as build_net
@@ -29,6 +30,7 @@ _ROOM_OF = {
     "Classifier": "modules",
     "ConvNet": "nets",
     "DigitsDataModule": "data",
+    "ImageDataModule": "data",
     "MLP": "nets",
     "Regressor": "modules",
     "build_net": "nets",
