@@ -123,7 +123,7 @@ class SplitDataModule(LightningDataModule):
         name = "test" if "test" in self._ready() else "val"
         return DataLoader(  # plain, so that Lightning can deal it out and tell the indices of each batch
             self._part(name),
-            self.batch_size,
+            batch_size=self.batch_size,
             num_workers=self.num_workers,
             pin_memory=self._on_cuda(),
             persistent_workers=self.num_workers > 0,
