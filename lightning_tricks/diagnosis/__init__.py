@@ -1,1 +1,8 @@
-"""Findings: what is wrong with a run, where, and the cure."""
+"""Findings: what is wrong with a run, where, and the cure; and the page that shows them."""
+
+from lightning_tricks.diagnosis._html import Picture as Picture
+from lightning_tricks.diagnosis._html import Section as Section
+from lightning_tricks.diagnosis._html import Table as Table
+from lightning_tricks.diagnosis._html import Text as Text
+from lightning_tricks.diagnosis._html import html_report as html_report
+from lightning_tricks.diagnosis._html import write_atomically as write_atomically

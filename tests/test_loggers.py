@@ -1,0 +1,117 @@
+"""Pictures, tables, texts and alerts, read back from real loggers."""
+
+import csv
+import sys
+
+import pytest
+import torch
+from helpers import quiet_trainer, run_ranks
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers.logger import Logger
+from wandb_file import WandbRun
+
+from lightning_tricks._base import alert, log_figure, log_metrics, log_table, log_text
+from lightning_tricks.plots import new_figure
+
+
+def write_everything(trainer):
+    figure, ax = new_figure()
+    ax.plot([0, 1])
+    log_figure(trainer, "norms/heat map", figure, step=7)
+    log_table(trainer, "worst layers", ["layer", "norm"], [["net.0", 1.5], ["a|b", 2.0]], step=7)
+    log_text(trainer, "why", "it stopped", step=7)
+    log_metrics(trainer, {"norm/total": 2.5}, step=7)
+    alert(trainer, "NaN", "in layer net.0")
+
+
+def test_csv_logger_gets_files_beside_its_metrics(tmp_path):
+    logger = CSVLogger(tmp_path, name="", version="")
+    write_everything(quiet_trainer(logger=logger))
+    logger.save()
+    assert (tmp_path / "figures/norms_heat_map-step000007.png").read_bytes().startswith(b"\x89PNG")
+    with (tmp_path / "tables/worst_layers-step000007.csv").open() as file:
+        assert list(csv.reader(file)) == [["layer", "norm"], ["net.0", "1.5"], ["a|b", "2.0"]]
+    assert (tmp_path / "texts/why-step000007.txt").read_text() == "it stopped\n"
+    assert (tmp_path / "alerts.txt").read_text() == "step 0\tWARN\tNaN\tin layer net.0\n"
+    with (tmp_path / "metrics.csv").open() as file:
+        assert list(csv.DictReader(file)) == [{"norm/total": "2.5", "step": "7"}]
+
+
+def test_tensorboard_gets_its_widgets(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    write_everything(quiet_trainer(logger=logger))
+    logger.experiment.flush()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    tags = events.Tags()
+    assert tags["images"] == ["norms/heat map"]
+    assert tags["scalars"] == ["norm/total"]
+    assert {"worst layers/text_summary", "why/text_summary", "alerts/text_summary"} <= set(tags["tensors"])
+    assert events.Images("norms/heat map")[0].step == 7
+    table = events.Tensors("worst layers/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "| net.0 | 1.5 |" in table
+    assert r"a\|b" in table
+
+
+def test_wandb_gets_its_widgets(tmp_path):
+    import wandb
+
+    logger = WandbLogger(project="test", save_dir=tmp_path, offline=True)
+    write_everything(quiet_trainer(logger=logger))
+    wandb.finish()
+    run = WandbRun(tmp_path)
+    ((step, picture),) = run.rows("norms/heat map")
+    assert (step, picture["_type"]) == (7, "images/separated")
+    ((step, table),) = run.rows("worst layers")
+    assert (step, table["_type"], table["nrows"]) == (7, "table-file", 2)
+    assert run.rows("norm/total") == [(7, 2.5)]
+    assert run.alerts == [("NaN", "in layer net.0", "WARN")]
+
+
+def test_no_logger_is_fine_and_loads_no_wandb():
+    before = "wandb" in sys.modules
+    write_everything(quiet_trainer(logger=False))
+    assert ("wandb" in sys.modules) == before
+
+
+class Broken(Logger):
+    name, version, save_dir = "broken", "0", "unused"
+
+    def log_metrics(self, metrics, step=None):
+        raise ConnectionError("no network")
+
+    def log_hyperparams(self, params, *args, **kwargs): ...
+
+
+def test_a_failing_logger_is_said_once_and_the_others_go_on(tmp_path):
+    logger = CSVLogger(tmp_path, name="", version="")
+    trainer = quiet_trainer(logger=[Broken(), logger])
+    with pytest.warns(UserWarning, match=r"Broken could not write metrics: no network. Training goes on"):
+        log_metrics(trainer, {"a": 1.0})
+    log_metrics(trainer, {"a": 2.0})
+    logger.save()
+    assert (tmp_path / "metrics.csv").read_text().split() == ["a,step", "1.0,0", "2.0,0"]
+
+
+def test_a_pyplot_figure_is_closed():
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure = plt.figure()
+    log_figure(quiet_trainer(logger=False), "x", figure)
+    assert not plt.fignum_exists(figure.number)
+
+
+def write_on_rank(rank, folder):
+    logger = CSVLogger(folder / str(rank), name="", version="")
+    trainer = quiet_trainer(strategy="ddp", devices=2, logger=logger)
+    log_text(trainer, "who", "here")
+    return torch.distributed.is_available()
+
+
+def test_only_rank_zero_writes(tmp_path):
+    run_ranks(write_on_rank, tmp_path)
+    assert [path.parent.parent.name for path in tmp_path.glob("*/texts/*.txt")] == ["0"]
