@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_tricks._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from lightning_tricks.data import BatchAugment as BatchAugment
     from lightning_tricks.data import DigitsDataModule as DigitsDataModule
     from lightning_tricks.modules import Classifier as Classifier
     from lightning_tricks.modules import Regressor as Regressor
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _ROOM_OF = {
     "Classifier": "modules",
     "ConvNet": "nets",
+    "BatchAugment": "data",
     "DigitsDataModule": "data",
     "ImageDataModule": "data",
     "MLP": "nets",
