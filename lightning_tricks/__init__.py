@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lightning_tricks.callbacks import EarlyStopping as EarlyStopping
     from lightning_tricks.callbacks import ExactResume as ExactResume
     from lightning_tricks.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
+    from lightning_tricks.data import BatchAugment as BatchAugment
     from lightning_tricks.data import DigitsDataModule as DigitsDataModule
     from lightning_tricks.diagnosis import Finding as Finding
     from lightning_tricks.callbacks import WeightInit as WeightInit
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from lightning_tricks.init import init_weights as init_weights
     from lightning_tricks.modules import Classifier as Classifier
     from lightning_tricks.modules import Regressor as Regressor
+    from lightning_tricks.data import ImageDataModule as ImageDataModule
     from lightning_tricks.nets import MLP as MLP
     from lightning_tricks.nets import ConvNet as ConvNet
     from lightning_tricks.nets import build_net as build_net
@@ -40,12 +42,14 @@ _ROOM_OF = {
     "init_weights": "init",
     "Classifier": "modules",
     "ConvNet": "nets",
+    "BatchAugment": "data",
     "DigitsDataModule": "data",
     "Finding": "diagnosis",
     "NormMonitor": "callbacks",
     "EarlyStopping": "callbacks",
     "ExactResume": "callbacks",
     "ReduceLROnPlateau": "callbacks",
+    "ImageDataModule": "data",
     "MLP": "nets",
     "Regressor": "modules",
     "build_net": "nets",
