@@ -17,22 +17,26 @@ from lightning_tricks._version import __version__ as __version__
 if TYPE_CHECKING:
     from lightning_tricks.data import DigitsDataModule as DigitsDataModule
     from lightning_tricks.modules import Classifier as Classifier
+    from lightning_tricks.modules import MCDropoutPredictor as MCDropoutPredictor
     from lightning_tricks.modules import Regressor as Regressor
     from lightning_tricks.nets import MLP as MLP
     from lightning_tricks.nets import ConvNet as ConvNet
     from lightning_tricks.nets import build_net as build_net
     from lightning_tricks.optim import build_optimizer as build_optimizer
     from lightning_tricks.optim import param_groups as param_groups
+    from lightning_tricks.uncertainty import mc_forward as mc_forward
 
 # Where each public name lives. `tests/test_public_api.py` keeps this and the imports above in step.
 _ROOM_OF = {
     "Classifier": "modules",
     "ConvNet": "nets",
     "DigitsDataModule": "data",
+    "MCDropoutPredictor": "modules",
     "MLP": "nets",
     "Regressor": "modules",
     "build_net": "nets",
     "build_optimizer": "optim",
+    "mc_forward": "uncertainty",
     "param_groups": "optim",
 }
 

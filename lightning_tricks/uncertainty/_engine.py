@@ -17,8 +17,8 @@ from lightning_tricks.uncertainty._engine_model import (
     Layers,
     borrowed,
     chosen_modules,
-    insertions,
     inserted,
+    insertions,
     tracked,
     unwrapped,
 )
@@ -173,7 +173,7 @@ class MCEngine:
             if part == slice(0, size):
                 yield part, whole
                 return
-            yield part, Batch(call, *whole.map(lambda x, part=part: x[part] if whole.has_rows(x) else x), keys[part])
+            yield part, whole.part(part)
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         out = self.model(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""One pass through the net sees one sample (loop), a functorch batch of them (vmap) or all in the batch axis (repeat)."""
+"""One pass sees one sample (loop), a functorch batch of them (vmap), or all along the batch axis (repeat)."""
 
 from collections.abc import Sequence
 from math import prod

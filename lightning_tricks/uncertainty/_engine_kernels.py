@@ -233,7 +233,7 @@ def _dropout(kind: str, **options: Any) -> Callable[..., Tensor]:
             args = (kwargs.pop("input"), *args)
         if "train" in kwargs:  # torch.dropout's name for it
             kwargs["training"] = kwargs.pop("train")
-        return drop(mode, *args, kind=kind, **options, **kwargs)
+        return drop(mode, *args, **{"kind": kind, **options, **kwargs})
 
     return dropout
 

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_tricks._base import UserInputError, check_range, isolated_rng, preserved_modes
 from lightning_tricks.uncertainty._engine_mode import SiteBook
@@ -108,7 +108,9 @@ def _matches(name: str, module: nn.Module, wanted: Any) -> bool:
 
 def head_name(model: nn.Module) -> str:
     """Return the name of the last linear or convolution layer."""
-    heads = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)]
+    heads: list[str] = [
+        n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    ]
     if not heads:
         raise UserInputError(
             f"insert='head' looks for the last Linear or Conv layer, and {type(model).__name__} has none. "
@@ -172,7 +174,7 @@ def inserted(model: nn.Module, passes: Passes, where: Mapping[tuple[str, bool], 
             module = model.get_submodule(name)
             hook = _drop_before(passes, p) if before else _drop_after(passes, p)
             register = module.register_forward_pre_hook if before else module.register_forward_hook
-            stack.callback(register(hook).remove)  # type: ignore[operator]
+            stack.callback(register(hook).remove)
         yield
 
 

@@ -37,6 +37,13 @@ class Batch:
 
         return tree_map(leaf, self.args), tree_map(leaf, self.kwargs)
 
+    def part(self, which: slice) -> "Batch":
+        """Return some of the rows."""
+        if self.rows is None:
+            raise ValueError("a batch without rows cannot be cut")
+        args, kwargs = self.map(lambda x: x[which] if self.has_rows(x) else x)
+        return Batch(self.call, args, kwargs, self.rows[which])
+
     def has_rows(self, x: Tensor) -> bool:
         """Tell whether the first axis counts the rows."""
         return self.rows is not None and x.dim() > 0 and x.shape[0] == len(self.rows)

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from lightning_tricks._base import UserInputError
 from lightning_tricks.uncertainty._engine_draws import EngineUnfitError
-from lightning_tricks.uncertainty._engine_mode import SiteBook, StochasticSite
+from lightning_tricks.uncertainty._engine_mode import StochasticSite
 from lightning_tricks.uncertainty._engine_model import reads_training
 from lightning_tricks.uncertainty._engine_passes import Batch, Engine, Passes
 from lightning_tricks.uncertainty._engine_tape import PrefixTape
