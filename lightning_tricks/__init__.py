@@ -28,12 +28,14 @@ if TYPE_CHECKING:
     from lightning_tricks.init import InitReport as InitReport
     from lightning_tricks.init import init_weights as init_weights
     from lightning_tricks.modules import Classifier as Classifier
+    from lightning_tricks.modules import MCDropoutPredictor as MCDropoutPredictor
     from lightning_tricks.modules import Regressor as Regressor
     from lightning_tricks.nets import MLP as MLP
     from lightning_tricks.nets import ConvNet as ConvNet
     from lightning_tricks.nets import build_net as build_net
     from lightning_tricks.optim import build_optimizer as build_optimizer
     from lightning_tricks.optim import param_groups as param_groups
+    from lightning_tricks.uncertainty import mc_forward as mc_forward
 
 # Where each public name lives. `tests/test_public_api.py` keeps this and the imports above in step.
 _ROOM_OF = {
@@ -46,6 +48,7 @@ _ROOM_OF = {
     "Finding": "diagnosis",
     "ImageDataModule": "data",
     "InitReport": "init",
+    "MCDropoutPredictor": "modules",
     "MLP": "nets",
     "NormMonitor": "callbacks",
     "ReduceLROnPlateau": "callbacks",
@@ -54,6 +57,7 @@ _ROOM_OF = {
     "build_net": "nets",
     "build_optimizer": "optim",
     "init_weights": "init",
+    "mc_forward": "uncertainty",
     "param_groups": "optim",
     "recipe": "callbacks",
 }
