@@ -16,6 +16,7 @@ from lightning_tricks._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from lightning_tricks.callbacks import WeightInit as WeightInit
+    from lightning_tricks.callbacks import WeightPenalty as WeightPenalty
     from lightning_tricks.data import DigitsDataModule as DigitsDataModule
     from lightning_tricks.init import InitReport as InitReport
     from lightning_tricks.init import init_weights as init_weights
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _ROOM_OF = {
     "InitReport": "init",
     "WeightInit": "callbacks",
+    "WeightPenalty": "callbacks",
     "init_weights": "init",
     "Classifier": "modules",
     "ConvNet": "nets",
