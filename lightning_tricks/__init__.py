@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lightning_tricks.callbacks import WeightInit as WeightInit
     from lightning_tricks.callbacks import recipe as recipe
     from lightning_tricks.data import BatchAugment as BatchAugment
+    from lightning_tricks.callbacks import WeightPenalty as WeightPenalty
     from lightning_tricks.data import DigitsDataModule as DigitsDataModule
     from lightning_tricks.data import ImageDataModule as ImageDataModule
     from lightning_tricks.diagnosis import Finding as Finding
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
 # Where each public name lives. `tests/test_public_api.py` keeps this and the imports above in step.
 _ROOM_OF = {
     "BatchAugment": "data",
+    "InitReport": "init",
+    "WeightInit": "callbacks",
+    "WeightPenalty": "callbacks",
+    "init_weights": "init",
     "Classifier": "modules",
     "ConvNet": "nets",
     "DigitsDataModule": "data",

@@ -7,3 +7,4 @@ from lightning_tricks.callbacks._plateau import ReduceLROnPlateau as ReduceLROnP
 from lightning_tricks.callbacks._plateau import Reduction as Reduction
 from lightning_tricks.callbacks._recipe import recipe as recipe
 from lightning_tricks.callbacks._weight_init import WeightInit as WeightInit
+from lightning_tricks.callbacks._weight_penalty import WeightPenalty as WeightPenalty
