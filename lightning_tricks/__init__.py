@@ -15,8 +15,17 @@ from typing import TYPE_CHECKING, Any
 from lightning_tricks._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from lightning_tricks.callbacks import NormMonitor as NormMonitor
+    from lightning_tricks.callbacks import EarlyStopping as EarlyStopping
+    from lightning_tricks.callbacks import ExactResume as ExactResume
+    from lightning_tricks.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
     from lightning_tricks.data import BatchAugment as BatchAugment
     from lightning_tricks.data import DigitsDataModule as DigitsDataModule
+    from lightning_tricks.diagnosis import Finding as Finding
+    from lightning_tricks.callbacks import WeightInit as WeightInit
+    from lightning_tricks.data import DigitsDataModule as DigitsDataModule
+    from lightning_tricks.init import InitReport as InitReport
+    from lightning_tricks.init import init_weights as init_weights
     from lightning_tricks.modules import Classifier as Classifier
     from lightning_tricks.modules import Regressor as Regressor
     from lightning_tricks.data import ImageDataModule as ImageDataModule
@@ -28,10 +37,18 @@ if TYPE_CHECKING:
 
 # Where each public name lives. `tests/test_public_api.py` keeps this and the imports above in step.
 _ROOM_OF = {
+    "InitReport": "init",
+    "WeightInit": "callbacks",
+    "init_weights": "init",
     "Classifier": "modules",
     "ConvNet": "nets",
     "BatchAugment": "data",
     "DigitsDataModule": "data",
+    "Finding": "diagnosis",
+    "NormMonitor": "callbacks",
+    "EarlyStopping": "callbacks",
+    "ExactResume": "callbacks",
+    "ReduceLROnPlateau": "callbacks",
     "ImageDataModule": "data",
     "MLP": "nets",
     "Regressor": "modules",
