@@ -348,7 +348,7 @@ def test_sizes_are_said_once(caplog):
     data.setup("test")
     said = [record.message for record in caplog.records if "DigitsDataModule" in record.message]
     assert len(said) == 1
-    assert said[0].startswith("DigitsDataModule: train 1077, val 360, test 360\n  train: 0 107, 1 109")
+    assert said[0].startswith("DigitsDataModule: train 1077, val 360, test 360\n  train  0: 107, 1: 109")
 
 
 def test_a_part_is_indexed_by_sample():

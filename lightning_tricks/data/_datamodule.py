@@ -150,7 +150,7 @@ class SplitDataModule(LightningDataModule):
         if labels is not None and len(names) <= 20:
             for name, part in self.parts.items():
                 counts = torch.bincount(labels[torch.as_tensor(part.rows)], minlength=len(names)).tolist()
-                lines.append(f"  {name}: " + ", ".join(f"{c} {n}" for c, n in zip(names, counts, strict=False)))
+                lines.append(f"  {name}  " + ", ".join(f"{c}: {n}" for c, n in zip(names, counts, strict=False)))
         return "\n".join(lines)
 
     def fingerprint(self) -> dict[str, str]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_tricks._base import warn_once
 from lightning_tricks.data._loading import Source
+from lightning_tricks.data.augment import BatchAugment
 
 
 class Prepare:
@@ -15,13 +16,13 @@ class Prepare:
 
     Args:
         mean: per channel, of pictures in [0, 1].
-        std: likewise; a channel that is constant is only shifted.
+        std: likewise, above 0.
         augment: a ``BatchAugment`` that also standardises, or None.
     """
 
-    def __init__(self, mean: Tensor, std: Tensor, augment: Any = None) -> None:
+    def __init__(self, mean: Tensor, std: Tensor, augment: BatchAugment | None = None) -> None:
         self.mean = mean
-        self.std = torch.where(std > 0, std, torch.ones_like(std))
+        self.std = std
         self.augment = augment
 
     def scale(self, images: Tensor) -> Tensor:
@@ -37,7 +38,7 @@ class Prepare:
         if self.augment is None:
             return self.scale(images), labels
         batch = self.augment(images, index=index, epoch=epoch, labels=labels)
-        return batch.images, batch.labels
+        return batch.images, labels if batch.labels is None else batch.labels
 
     def for_display(self, images: Tensor) -> Tensor:
         """Return pictures in [0, 1] from standardised ones."""
@@ -87,4 +88,5 @@ def channel_statistics(source: Source, rows: Sequence[int], chunk: int = 256) ->
             f"Channel {', '.join(map(str, constant))} has the same value in every training picture: it is shifted to "
             "0 but not scaled. Check that the pictures were read as meant."
         )
+        std[constant] = 255
     return (mean / 255).float(), (std / 255).float()

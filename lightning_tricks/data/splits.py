@@ -76,7 +76,7 @@ def holdout(
     parts: list[list[int]] = []
     rest = np.arange(n)
     for last in range(len(shares) - 1, 0, -1):  # the last part first, as train_test_split is usually chained
-        share = shares[last] / math.fsum(shares[: last + 1])
+        share = round(shares[last] / math.fsum(shares[: last + 1]), 12)  # 0.25 + 1e-17 would take one row more
         kept, cut = _cut(rest, share, _take(stratify, rest), _take(groups, rest), seed)
         parts.insert(0, rest[cut].tolist())
         rest = rest[kept]
