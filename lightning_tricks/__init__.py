@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from lightning_tricks.callbacks import NormMonitor as NormMonitor
     from lightning_tricks.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
     from lightning_tricks.callbacks import WeightInit as WeightInit
+    from lightning_tricks.callbacks import WeightPenalty as WeightPenalty
     from lightning_tricks.callbacks import recipe as recipe
     from lightning_tricks.data import BatchAugment as BatchAugment
-    from lightning_tricks.callbacks import WeightPenalty as WeightPenalty
     from lightning_tricks.data import DigitsDataModule as DigitsDataModule
     from lightning_tricks.data import ImageDataModule as ImageDataModule
     from lightning_tricks.diagnosis import Finding as Finding
@@ -41,10 +41,6 @@ if TYPE_CHECKING:
 # Where each public name lives. `tests/test_public_api.py` keeps this and the imports above in step.
 _ROOM_OF = {
     "BatchAugment": "data",
-    "InitReport": "init",
-    "WeightInit": "callbacks",
-    "WeightPenalty": "callbacks",
-    "init_weights": "init",
     "Classifier": "modules",
     "ConvNet": "nets",
     "DigitsDataModule": "data",
@@ -59,6 +55,7 @@ _ROOM_OF = {
     "ReduceLROnPlateau": "callbacks",
     "Regressor": "modules",
     "WeightInit": "callbacks",
+    "WeightPenalty": "callbacks",
     "build_net": "nets",
     "build_optimizer": "optim",
     "init_weights": "init",
