@@ -3,7 +3,9 @@
 from lightning_tricks.plots._confusion import confusion_matrix as confusion_matrix
 from lightning_tricks.plots._curves import learning_curves as learning_curves
 from lightning_tricks.plots._style import new_figure as new_figure
+from lightning_tricks.plots._uncertainty import convergence_plot as convergence_plot
 from lightning_tricks.plots._uncertainty import most_uncertain_pictures as most_uncertain_pictures
+from lightning_tricks.plots._uncertainty import regression_band as regression_band
 from lightning_tricks.plots._uncertainty import reliability_diagram as reliability_diagram
 from lightning_tricks.plots._uncertainty import risk_coverage_curve as risk_coverage_curve
 from lightning_tricks.plots._uncertainty import uncertainty_histogram as uncertainty_histogram
