@@ -226,8 +226,11 @@ def convergence_plot(
     enough = 2 if not len(above) else above[-1] + 3
     if tolerance is not None and enough <= len(passes):
         ax.axvline(enough, color="0.4", linewidth=1)
-        ax.annotate(f"{enough} passes: error ≤ {tolerance:g}", (enough, 1), xycoords=("data", "axes fraction"),
-                    xytext=(4, -10), textcoords="offset points", fontsize=8)  # fmt: skip
+        late = enough > len(passes) ** 0.5  # beyond the middle of a logarithmic axis
+        ax.annotate(
+            f"{enough} passes: error ≤ {tolerance:g}", (enough, 1), xycoords=("data", "axes fraction"),
+            xytext=(-4 if late else 4, -10), textcoords="offset points", ha="right" if late else "left", fontsize=8,
+        )  # fmt: skip
     ax.set(xlabel="stochastic passes", ylabel=f"{name} ± standard error", xscale="log", xlim=(2, len(passes)))
     return figure
 
