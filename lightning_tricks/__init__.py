@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_tricks._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from lightning_tricks.callbacks import PredictionWriter as PredictionWriter
     from lightning_tricks.data import DigitsDataModule as DigitsDataModule
     from lightning_tricks.modules import Classifier as Classifier
     from lightning_tricks.modules import MCDropoutPredictor as MCDropoutPredictor
@@ -33,6 +34,7 @@ _ROOM_OF = {
     "DigitsDataModule": "data",
     "MCDropoutPredictor": "modules",
     "MLP": "nets",
+    "PredictionWriter": "callbacks",
     "Regressor": "modules",
     "build_net": "nets",
     "build_optimizer": "optim",
