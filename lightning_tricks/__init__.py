@@ -16,7 +16,19 @@ from lightning_tricks._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from lightning_tricks.callbacks import PredictionWriter as PredictionWriter
+    from lightning_tricks.callbacks import EarlyStopping as EarlyStopping
+    from lightning_tricks.callbacks import ExactResume as ExactResume
+    from lightning_tricks.callbacks import NormMonitor as NormMonitor
+    from lightning_tricks.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
+    from lightning_tricks.callbacks import WeightInit as WeightInit
+    from lightning_tricks.callbacks import WeightPenalty as WeightPenalty
+    from lightning_tricks.callbacks import recipe as recipe
+    from lightning_tricks.data import BatchAugment as BatchAugment
     from lightning_tricks.data import DigitsDataModule as DigitsDataModule
+    from lightning_tricks.data import ImageDataModule as ImageDataModule
+    from lightning_tricks.diagnosis import Finding as Finding
+    from lightning_tricks.init import InitReport as InitReport
+    from lightning_tricks.init import init_weights as init_weights
     from lightning_tricks.modules import Classifier as Classifier
     from lightning_tricks.modules import MCDropoutPredictor as MCDropoutPredictor
     from lightning_tricks.modules import Regressor as Regressor
@@ -29,17 +41,29 @@ if TYPE_CHECKING:
 
 # Where each public name lives. `tests/test_public_api.py` keeps this and the imports above in step.
 _ROOM_OF = {
+    "BatchAugment": "data",
     "Classifier": "modules",
     "ConvNet": "nets",
     "DigitsDataModule": "data",
+    "EarlyStopping": "callbacks",
+    "ExactResume": "callbacks",
+    "Finding": "diagnosis",
+    "ImageDataModule": "data",
+    "InitReport": "init",
     "MCDropoutPredictor": "modules",
     "MLP": "nets",
     "PredictionWriter": "callbacks",
+    "NormMonitor": "callbacks",
+    "ReduceLROnPlateau": "callbacks",
     "Regressor": "modules",
+    "WeightInit": "callbacks",
+    "WeightPenalty": "callbacks",
     "build_net": "nets",
     "build_optimizer": "optim",
+    "init_weights": "init",
     "mc_forward": "uncertainty",
     "param_groups": "optim",
+    "recipe": "callbacks",
 }
 
 __all__ = ["__version__", *_ROOM_OF]
