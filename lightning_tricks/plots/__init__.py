@@ -8,7 +8,9 @@ from lightning_tricks.plots._norms import plot_gradient_norms as plot_gradient_n
 from lightning_tricks.plots._norms import plot_update_ratios as plot_update_ratios
 from lightning_tricks.plots._norms import plot_weight_norms as plot_weight_norms
 from lightning_tricks.plots._style import new_figure as new_figure
+from lightning_tricks.plots._uncertainty import convergence_plot as convergence_plot
 from lightning_tricks.plots._uncertainty import most_uncertain_pictures as most_uncertain_pictures
+from lightning_tricks.plots._uncertainty import regression_band as regression_band
 from lightning_tricks.plots._uncertainty import reliability_diagram as reliability_diagram
 from lightning_tricks.plots._uncertainty import risk_coverage_curve as risk_coverage_curve
 from lightning_tricks.plots._uncertainty import uncertainty_histogram as uncertainty_histogram
