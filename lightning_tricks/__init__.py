@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_tricks._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from lightning_tricks.callbacks import PredictionWriter as PredictionWriter
     from lightning_tricks.callbacks import EarlyStopping as EarlyStopping
     from lightning_tricks.callbacks import ExactResume as ExactResume
     from lightning_tricks.callbacks import NormMonitor as NormMonitor
@@ -51,6 +52,7 @@ _ROOM_OF = {
     "InitReport": "init",
     "MCDropoutPredictor": "modules",
     "MLP": "nets",
+    "PredictionWriter": "callbacks",
     "NormMonitor": "callbacks",
     "ReduceLROnPlateau": "callbacks",
     "Regressor": "modules",

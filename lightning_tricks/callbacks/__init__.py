@@ -1,5 +1,6 @@
 """Callbacks: thin shells on Lightning's hooks."""
 
+from lightning_tricks.callbacks._prediction_writer import PredictionWriter as PredictionWriter
 from lightning_tricks.callbacks._early_stopping import EarlyStopping as EarlyStopping
 from lightning_tricks.callbacks._exact_resume import ExactResume as ExactResume
 from lightning_tricks.callbacks._norm_monitor import NormMonitor as NormMonitor
