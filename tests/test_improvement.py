@@ -91,9 +91,7 @@ def slow_history(curve, *, mode, patience, margin, relative, start_from, nan):
 )
 def test_agrees_with_a_slow_obvious_version(curve, mode, patience, margin, relative, start_from, nan):
     kind = "relative" if relative else "absolute"
-    rule = Improvement(
-        mode=mode, patience=patience, margin=margin, margin_kind=kind, start_from=start_from, nan=nan
-    )
+    rule = Improvement(mode=mode, patience=patience, margin=margin, margin_kind=kind, start_from=start_from, nan=nan)
     verdicts = [rule.update(value) for value in curve]
     expected = slow_history(
         curve, mode=mode, patience=patience, margin=margin, relative=relative, start_from=start_from, nan=nan
