@@ -65,13 +65,20 @@ class ExactResume(Callback):
             set_rng_state(self._pending["streams"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the loaders' generators back, and undo what making the loader's iterator drew from a running epoch."""
+        """Put everything back as it was when the checkpoint was written, now that the loaders exist.
+
+        Between epochs the loader's iterator is made once more: making it draws a seed, and the first one was made
+        before the loaders' own generators could be put back. Within an epoch there was nothing to draw.
+        """
         if self._pending is None:
             return
-        for generator, state in zip(_generators(_training_loaders(trainer)), self._pending["generators"], strict=False):
+        set_rng_state(self._pending["streams"])
+        generators = _generators(_training_loaders(trainer))
+        for generator, state in zip(generators, self._pending["generators"], strict=False):
             generator.set_state(state)
-        if self._mid_epoch:
-            set_rng_state(self._pending["streams"])
+        fetcher = trainer.fit_loop._data_fetcher
+        if not self._mid_epoch and fetcher is not None:
+            iter(fetcher)
         self._pending = None
 
 
