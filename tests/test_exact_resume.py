@@ -49,6 +49,9 @@ class StatefulLoader:
         if not self.loaded:
             self.order, self.place = torch.randperm(len(self.data)).tolist(), 0
         self.loaded = False
+        return self.rows()
+
+    def rows(self):
         while self.place < len(self):
             rows = self.order[self.place * self.batch_size :][: self.batch_size]
             self.place += 1
@@ -85,7 +88,7 @@ WAYS = {
 def run(folder, way, *, kill_at=None, ckpt=None, averaged=False, keep="cpu"):
     options, saving, loader = WAYS[way]
     module = Augmented()
-    stopping = lt.EarlyStopping("val_loss", patience=6, keep=keep, dirpath=str(folder))
+    stopping = lt.EarlyStopping("val_loss", patience=4, keep=keep, dirpath=str(folder))
     plateau = lt.ReduceLROnPlateau("val_loss", factor=0.5, patience=1)
     saver = ModelCheckpoint(folder, filename="{step}", save_last=True, **saving)
     callbacks = [plateau, stopping, lt.ExactResume(), saver]
@@ -96,7 +99,7 @@ def run(folder, way, *, kill_at=None, ckpt=None, averaged=False, keep="cpu"):
         callbacks,
         train=loader(),
         val=noise(1),
-        max_epochs=20,
+        max_epochs=12,
         enable_checkpointing=True,
         ckpt=ckpt,
         num_sanity_val_steps=0,
@@ -129,11 +132,23 @@ def test_killed_and_resumed_is_the_same_run(way, tmp_path):
     steps = whole[0].trainer.global_step
     assert whole[2].reductions
     assert whole[1].best_step < steps
-    places = random.Random(way).sample(range(7, steps - 1), 5 if way == "epochs" else 1)
+    places = [10] if way == "mid-epoch" else random.Random(way).sample(range(7, steps - 1), 1)
+    if way == "epochs":
+        places = random.Random(0).sample(range(7, steps - 1), 5)
     for place in places:
         folder = tmp_path / str(place)
         die(folder, way, kill_at=place)
         check_same_end(whole, run(folder, way, ckpt=folder / "last.ckpt"))
+
+
+def test_a_checkpoint_that_skips_a_validation_is_told(tmp_path):
+    """Lightning skips a validation that was due right after the checkpoint; nobody can count what is not measured."""
+    saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=4, save_top_k=-1)
+    options = {"max_epochs": 2, "enable_checkpointing": True, "val_check_interval": 2}
+    with pytest.warns(UserWarning, match="a validation was due right after this checkpoint"):
+        fit(Scripted(lambda m: 1.0), [lt.ExactResume(), saver], train=dots(16), **options)
+    other = ModelCheckpoint(tmp_path / "other", every_n_train_steps=3, save_top_k=-1)
+    fit(Scripted(lambda m: 1.0), [lt.ExactResume(), other], train=dots(16), **{**options, "max_epochs": 1})
 
 
 @warnings_off
