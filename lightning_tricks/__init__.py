@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any
 from lightning_tricks._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from lightning_tricks.callbacks import LRFinder as LRFinder
+    from lightning_tricks.callbacks import LRFindResult as LRFindResult
     from lightning_tricks.callbacks import WeightInit as WeightInit
     from lightning_tricks.callbacks import WeightPenalty as WeightPenalty
+    from lightning_tricks.callbacks import lr_find as lr_find
     from lightning_tricks.data import DigitsDataModule as DigitsDataModule
     from lightning_tricks.init import InitReport as InitReport
     from lightning_tricks.init import init_weights as init_weights
@@ -31,9 +34,12 @@ if TYPE_CHECKING:
 # Where each public name lives. `tests/test_public_api.py` keeps this and the imports above in step.
 _ROOM_OF = {
     "InitReport": "init",
+    "LRFindResult": "callbacks",
+    "LRFinder": "callbacks",
     "WeightInit": "callbacks",
     "WeightPenalty": "callbacks",
     "init_weights": "init",
+    "lr_find": "callbacks",
     "Classifier": "modules",
     "ConvNet": "nets",
     "DigitsDataModule": "data",

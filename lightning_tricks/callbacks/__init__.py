@@ -1,4 +1,8 @@
 """Callbacks: thin shells on Lightning's hooks."""
 
+from lightning_tricks.callbacks._lr_finder import LRFinder as LRFinder
+from lightning_tricks.callbacks._lr_finder import LRFindResult as LRFindResult
+from lightning_tricks.callbacks._lr_finder import lr_find as lr_find
+from lightning_tricks.callbacks._lr_rules import suggest_lr as suggest_lr
 from lightning_tricks.callbacks._weight_init import WeightInit as WeightInit
 from lightning_tricks.callbacks._weight_penalty import WeightPenalty as WeightPenalty
