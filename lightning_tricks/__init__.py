@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lightning_tricks.nets import MLP as MLP
     from lightning_tricks.nets import ConvNet as ConvNet
     from lightning_tricks.nets import build_net as build_net
+    from lightning_tricks.nets import convert_norm as convert_norm
     from lightning_tricks.optim import build_optimizer as build_optimizer
     from lightning_tricks.optim import param_groups as param_groups
 
@@ -46,6 +47,7 @@ _ROOM_OF = {
     "MLP": "nets",
     "Regressor": "modules",
     "build_net": "nets",
+    "convert_norm": "nets",
     "build_optimizer": "optim",
     "param_groups": "optim",
 }
