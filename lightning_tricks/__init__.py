@@ -15,17 +15,15 @@ from typing import TYPE_CHECKING, Any
 from lightning_tricks._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from lightning_tricks.callbacks import LRFinder as LRFinder
-    from lightning_tricks.callbacks import LRFindResult as LRFindResult
-    from lightning_tricks.callbacks import WeightInit as WeightInit
-    from lightning_tricks.callbacks import WeightPenalty as WeightPenalty
-    from lightning_tricks.callbacks import lr_find as lr_find
     from lightning_tricks.callbacks import EarlyStopping as EarlyStopping
     from lightning_tricks.callbacks import ExactResume as ExactResume
+    from lightning_tricks.callbacks import LRFinder as LRFinder
+    from lightning_tricks.callbacks import LRFindResult as LRFindResult
     from lightning_tricks.callbacks import NormMonitor as NormMonitor
     from lightning_tricks.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
     from lightning_tricks.callbacks import WeightInit as WeightInit
     from lightning_tricks.callbacks import WeightPenalty as WeightPenalty
+    from lightning_tricks.callbacks import lr_find as lr_find
     from lightning_tricks.callbacks import recipe as recipe
     from lightning_tricks.data import BatchAugment as BatchAugment
     from lightning_tricks.data import DigitsDataModule as DigitsDataModule
@@ -46,13 +44,6 @@ if TYPE_CHECKING:
 
 # Where each public name lives. `tests/test_public_api.py` keeps this and the imports above in step.
 _ROOM_OF = {
-    "InitReport": "init",
-    "LRFindResult": "callbacks",
-    "LRFinder": "callbacks",
-    "WeightInit": "callbacks",
-    "WeightPenalty": "callbacks",
-    "init_weights": "init",
-    "lr_find": "callbacks",
     "BatchAugment": "data",
     "Classifier": "modules",
     "ConvNet": "nets",
@@ -62,6 +53,8 @@ _ROOM_OF = {
     "Finding": "diagnosis",
     "ImageDataModule": "data",
     "InitReport": "init",
+    "LRFindResult": "callbacks",
+    "LRFinder": "callbacks",
     "MCDropoutPredictor": "modules",
     "MLP": "nets",
     "NormMonitor": "callbacks",
@@ -70,9 +63,10 @@ _ROOM_OF = {
     "WeightInit": "callbacks",
     "WeightPenalty": "callbacks",
     "build_net": "nets",
-    "convert_norm": "nets",
     "build_optimizer": "optim",
+    "convert_norm": "nets",
     "init_weights": "init",
+    "lr_find": "callbacks",
     "mc_forward": "uncertainty",
     "param_groups": "optim",
     "recipe": "callbacks",
