@@ -18,10 +18,13 @@ if TYPE_CHECKING:
     from lightning_tricks.callbacks import PredictionWriter as PredictionWriter
     from lightning_tricks.callbacks import EarlyStopping as EarlyStopping
     from lightning_tricks.callbacks import ExactResume as ExactResume
+    from lightning_tricks.callbacks import LRFinder as LRFinder
+    from lightning_tricks.callbacks import LRFindResult as LRFindResult
     from lightning_tricks.callbacks import NormMonitor as NormMonitor
     from lightning_tricks.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
     from lightning_tricks.callbacks import WeightInit as WeightInit
     from lightning_tricks.callbacks import WeightPenalty as WeightPenalty
+    from lightning_tricks.callbacks import lr_find as lr_find
     from lightning_tricks.callbacks import recipe as recipe
     from lightning_tricks.data import BatchAugment as BatchAugment
     from lightning_tricks.data import DigitsDataModule as DigitsDataModule
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from lightning_tricks.nets import MLP as MLP
     from lightning_tricks.nets import ConvNet as ConvNet
     from lightning_tricks.nets import build_net as build_net
+    from lightning_tricks.nets import convert_norm as convert_norm
     from lightning_tricks.optim import build_optimizer as build_optimizer
     from lightning_tricks.optim import param_groups as param_groups
     from lightning_tricks.uncertainty import mc_forward as mc_forward
@@ -50,6 +54,8 @@ _ROOM_OF = {
     "Finding": "diagnosis",
     "ImageDataModule": "data",
     "InitReport": "init",
+    "LRFindResult": "callbacks",
+    "LRFinder": "callbacks",
     "MCDropoutPredictor": "modules",
     "MLP": "nets",
     "PredictionWriter": "callbacks",
@@ -60,7 +66,9 @@ _ROOM_OF = {
     "WeightPenalty": "callbacks",
     "build_net": "nets",
     "build_optimizer": "optim",
+    "convert_norm": "nets",
     "init_weights": "init",
+    "lr_find": "callbacks",
     "mc_forward": "uncertainty",
     "param_groups": "optim",
     "recipe": "callbacks",

@@ -3,6 +3,10 @@
 from lightning_tricks.callbacks._prediction_writer import PredictionWriter as PredictionWriter
 from lightning_tricks.callbacks._early_stopping import EarlyStopping as EarlyStopping
 from lightning_tricks.callbacks._exact_resume import ExactResume as ExactResume
+from lightning_tricks.callbacks._lr_finder import LRFinder as LRFinder
+from lightning_tricks.callbacks._lr_finder import LRFindResult as LRFindResult
+from lightning_tricks.callbacks._lr_finder import lr_find as lr_find
+from lightning_tricks.callbacks._lr_rules import suggest_lr as suggest_lr
 from lightning_tricks.callbacks._norm_monitor import NormMonitor as NormMonitor
 from lightning_tricks.callbacks._plateau import ReduceLROnPlateau as ReduceLROnPlateau
 from lightning_tricks.callbacks._plateau import Reduction as Reduction
