@@ -210,9 +210,9 @@ class Shear(GeometricOp):
         return {"x": angles[:, 0], "y": angles[:, 1]}
 
     def inverse(self, params: Params, size: Size) -> Tensor:
-        """Undo the slant: the inverse of torchvision's, which slants along y first and along x second."""
+        """Undo the slant: the inverse of the matrix of torchvision's ``affine``."""
         sx, sy = ((params[axis] * (pi / 180)).tan() for axis in "xy")
-        return about_centre(torch.ones_like(sx), sx, sy, 1 + sx * sy, size)
+        return about_centre(1 + sx * sy, sx, sy, torch.ones_like(sx), size)
 
 
 @dataclass(frozen=True)
