@@ -125,7 +125,7 @@ def test_input_global_streams_and_range_are_kept(name, dtype, images):
     assert out.dtype == torch.float32
     assert out.data_ptr() != x.data_ptr()
     assert out.min() >= 0
-    assert out.max() <= 1
+    assert out.max() <= 1 + 1e-6  # the four weights of a bilinear pixel may add up to a bit more than 1
     after = rng_state()
     assert torch.equal(streams["torch"], after["torch"])
     assert torch.equal(streams["numpy"][1], after["numpy"][1])
@@ -162,6 +162,13 @@ def test_chunks_make_no_difference(images, monkeypatch):
     whole = run(augment, images, range(N))
     monkeypatch.setattr("lightning_tricks.data.augment._augment._CHUNK", 5 * images[0].numel())
     torch.testing.assert_close(run(augment, images, range(N)), whole, atol=1e-6, rtol=0)
+
+
+def test_autocast_does_not_round_pictures(images):
+    augment = BatchAugment(LIST, mean=0.5, std=0.25)
+    whole = run(augment, images, range(N))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(run(augment, images, range(N)), whole)
 
 
 def test_later_operations_do_not_change_earlier_ones(images):
@@ -257,7 +264,7 @@ def test_persistent_workers_see_the_epoch_and_change_nothing(images):
     augment = BatchAugment(LIST, seed=1)
     expected = [run(augment, images, range(N), epoch) for epoch in range(2)]
     assert not torch.equal(*expected)
-    for workers, shuffle, batch_size in ((0, True, 5), (2, True, 4), (3, False, 1)):
+    for workers, shuffle, batch_size in ((0, True, 5), (2, True, 4), (1, False, 1)):
         found = epochs(loader(augment, workers, shuffle=shuffle, batch_size=batch_size), 2)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
@@ -284,9 +291,6 @@ class Recorder(LightningModule):
         for picture, label in zip(x, y.tolist(), strict=True):
             self.seen[label, self.current_epoch] = picture.numpy().copy()
         return self.net(x.mean().view(1, 1)).sum()
-
-    def validation_step(self, batch, batch_idx):
-        assert batch[0].dtype == torch.uint8, "validation must not be augmented"
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.0)
@@ -320,7 +324,7 @@ def test_a_resumed_run_sees_the_same_pictures(tmp_path, images):
     quiet_trainer(max_epochs=3).fit(whole, loader(augment, 0))
     first = quiet_trainer(max_epochs=1)
     first.fit(Recorder(), loader(augment, 0))
-    first.save_checkpoint(tmp_path / "last.ckpt", weights_only=True)
+    first.save_checkpoint(tmp_path / "last.ckpt")
     resumed = Recorder()
     quiet_trainer(max_epochs=3).fit(resumed, loader(augment, 0), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
     assert {epoch for _, epoch in resumed.seen} == {1, 2}
@@ -328,10 +332,17 @@ def test_a_resumed_run_sees_the_same_pictures(tmp_path, images):
         np.testing.assert_array_equal(picture, whole.seen[key])
 
 
+class BareValidation(Recorder):
+    """Demands that validation gets the bytes as they are."""
+
+    def validation_step(self, batch, batch_idx):
+        assert batch[0].dtype == torch.uint8
+
+
 def test_on_the_device_only_training_is_augmented(images):
     """The hook's `trainer.training` keeps the sanity check and validation bare."""
     data = KeyedDataset(TensorDataset(images, torch.arange(N)))
-    model = Recorder(BatchAugment(LIST, seed=1))
+    model = BareValidation(BatchAugment(LIST, seed=1))
     train = DataLoader(data, 4, sampler=KeyedSampler(range(N)))
     quiet_trainer(num_sanity_val_steps=2).fit(model, train, DataLoader(data, 4))
     np.testing.assert_allclose(model.seen[5, 0], run(model.augment, images, range(N))[5].numpy(), atol=1e-6)
