@@ -29,18 +29,24 @@ if TYPE_CHECKING:
     from lightning_tricks.modules import Classifier as Classifier
     from lightning_tricks.modules import Regressor as Regressor
     from lightning_tricks.data import ImageDataModule as ImageDataModule
+    from lightning_tricks.data import TabularDataModule as TabularDataModule
+    from lightning_tricks.data import TextDataModule as TextDataModule
     from lightning_tricks.nets import MLP as MLP
     from lightning_tricks.nets import ConvNet as ConvNet
     from lightning_tricks.nets import build_net as build_net
     from lightning_tricks.optim import build_optimizer as build_optimizer
     from lightning_tricks.optim import param_groups as param_groups
+    from lightning_tricks.tune import CVResult as CVResult
+    from lightning_tricks.tune import cross_validate as cross_validate
 
 # Where each public name lives. `tests/test_public_api.py` keeps this and the imports above in step.
 _ROOM_OF = {
     "InitReport": "init",
     "WeightInit": "callbacks",
+    "cross_validate": "tune",
     "init_weights": "init",
     "Classifier": "modules",
+    "CVResult": "tune",
     "ConvNet": "nets",
     "BatchAugment": "data",
     "DigitsDataModule": "data",
@@ -50,6 +56,8 @@ _ROOM_OF = {
     "ExactResume": "callbacks",
     "ReduceLROnPlateau": "callbacks",
     "ImageDataModule": "data",
+    "TabularDataModule": "data",
+    "TextDataModule": "data",
     "MLP": "nets",
     "Regressor": "modules",
     "build_net": "nets",

@@ -474,7 +474,10 @@ class Unlabelled(Dataset):
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
-        (Ragged(), r"same shape and dtype, but sample \d+ is uint8 \(1, 4, 4\) and sample 7 is uint8 \(3, 4, 4\)|sample 7"),
+        (
+            Ragged(),
+            r"same shape and dtype, but sample \d+ is uint8 \(1, 4, 4\) and sample 7 is uint8 \(3, 4, 4\)|sample 7",
+        ),
         (Strange(), "must be PIL images or tensors, but sample 0 is a str"),
         (Unlabelled(), "but sample 0 is a Tensor: labels are missing"),
         (Subset(Noisy(), []), "dataset is empty"),
@@ -524,7 +527,11 @@ def test_torchvision_keeps_its_test_part(tmp_path):
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (np.zeros((9, 3, 8, 8), np.float32), np.arange(9) % 3, r"uint8 in 0..255, but got float32 in \[0, 0\]. Convert"),
+        (
+            np.zeros((9, 3, 8, 8), np.float32),
+            np.arange(9) % 3,
+            r"uint8 in 0..255, but got float32 in \[0, 0\]. Convert",
+        ),
         (np.full((9, 3, 8, 8), 300), np.arange(9) % 3, r"but got int64 in \[300, 300\]"),
         (np.zeros((9, 5, 8, 8), np.uint8), np.arange(9) % 3, "fits neither. Say layout="),
         (np.zeros((9, 3, 8, 3), np.uint8), np.arange(9) % 3, "fits both. Say layout="),

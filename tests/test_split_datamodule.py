@@ -331,7 +331,7 @@ def test_bad_options_get_a_sentence(options, message):
         ({"split": {"train": [0, 50], "val": [1]}}, r"in \[0, 49\], but train has 50"),
         ({"split": {"train": [], "val": [1]}}, "train is empty"),
         ({"split": {"train": [1, 1], "val": [0]}}, "train and train share"),
-        ({"split_by": "group"}, "needs group=..., one value per row"),
+        ({"split_by": "group"}, "needs groups=..., one value per row"),
         ({"split_by": "class"}, "needs class labels"),
         ({"groups": [1, 2]}, "50 rows, but got 2 values"),
     ],
