@@ -63,6 +63,7 @@ class SplitDataModule(LightningDataModule):
         self.parts: dict[str, Part] = {}
         self._source: Source | None = None
         self._restored: dict[str, Any] = {}
+        self._says_sizes = True
 
     # What a subclass says.
 
@@ -104,7 +105,8 @@ class SplitDataModule(LightningDataModule):
         rows = self._split_rows(len(self._source))
         encoded = self._fit(self._source, rows["train"])
         self.parts = {name: Part(encoded, rows[name]) for name in rows}
-        rank_zero_info(self.describe())
+        if self._says_sizes:
+            rank_zero_info(self.describe())
         self._compare_with_checkpoint()
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -173,6 +175,7 @@ class SplitDataModule(LightningDataModule):
         other.split = _checked_split(rows)
         other.parts = {}
         other._restored = {}
+        other._says_sizes = False
         return other
 
     def folds(

@@ -115,8 +115,8 @@ def _checked_model(model: Any, before: LightningModule | None, *, predict: bool)
         raise UserInputError(f"make_model must return a LightningModule, but it returned a {type(model).__name__}.")
     if model is before:
         raise UserInputError(
-            "make_model must return a new model each time, but it returned the same one twice: the second fold would go "
-            "on with weights that have seen its validation rows. Build the net inside it."
+            "make_model must return a new model each time, but it returned the same one twice: the second fold would "
+            "go on with weights that have seen its validation rows. Build the net inside it."
         )
     if predict and type(model).predict_step is LightningModule.predict_step:
         raise UserInputError(

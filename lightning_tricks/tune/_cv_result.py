@@ -134,8 +134,8 @@ def collect(batches: Sequence[Any]) -> Predictions:
     inside = list(first.values()) if isinstance(first, Mapping) else first if isinstance(first, tuple) else [first]
     if not all(isinstance(value, Tensor) for value in inside):
         raise UserInputError(
-            "predict_step must return a tensor, or a dict or tuple of tensors, with one row per sample, but it returned "
-            f"a {type(first).__name__}. Change it, or pass predict=False."
+            "predict_step must return a tensor, or a dict or tuple of tensors, with one row per sample, but it "
+            f"returned a {type(first).__name__}. Change it, or pass predict=False."
         )
     return _map(batches, lambda parts: torch.cat([part.detach().cpu() for part in parts]))
 
