@@ -81,7 +81,7 @@ def values_of(tensor: Tensor) -> Tensor:
 
 def _squared_norm(x: Tensor) -> Tensor:
     flat = _flat(x)
-    if x.dtype == torch.float64 or flat.dim() != 1:
+    if x.dtype == torch.float64 or flat.dim() != 1 or flat.stride(0) != 1:
         return _exact(x)
     total = _fast(flat)
     if math.isfinite(total.item()):

@@ -129,6 +129,7 @@ class NormMonitor(Callback):
         self._at: tuple[int, int] | None = None
         self._trained: tuple[bool, ...] = ()
         self._look_at_order = False
+        self._uses: dict[str, int] = {}
         self._file: NormFile | None = None
         self._plotted = 0
         self._watching = False
@@ -224,12 +225,11 @@ class NormMonitor(Callback):
         """Read the order of the layers from the graph, when it is not known."""
         if not self._look_at_order:
             return
-        self._look_at_order = False
         uses = first_uses(loss)
         for name, parameters in layers_of(pl_module, self.depth):
             found = [uses[id(p)] for p in parameters if id(p) in uses]
             if found:
-                self._history.first_use.setdefault(name, min(found))
+                self._uses.setdefault(name, min(found))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Measure the gradients before clipping."""
@@ -240,6 +240,9 @@ class NormMonitor(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """On logging steps, empty the ring and write."""
         self._close()
+        if self._uses:  # the numbers of one batch can be compared, those of two cannot
+            self._history.first_use.update(self._uses)
+            self._uses, self._look_at_order = {}, False
         logged, self._logged = self._logged, trainer.global_step // self._log_every
         if self._recorder is not None and (self._recorder.is_full or logged != self._logged):
             self._flush(trainer, write=True)
@@ -297,6 +300,8 @@ class NormMonitor(Callback):
         elif recorder.looks_broken(self._sentinels[number]):
             self._watching = False
             self._open(trainer, number)
+            if self._record is not None:  # too late to measure after clipping
+                recorder.measure_before_update(self._record, clipped=False)
         return self._record
 
     def _open(self, trainer: Trainer, number: int) -> None:

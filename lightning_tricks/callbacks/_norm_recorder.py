@@ -73,7 +73,10 @@ class NormRecorder:
         self.ring = torch.zeros(capacity, len(pairs) + 1, QUANTITIES, dtype=sum_dtype(self.device), device=self.device)
         self.records: list[Record] = []
         self.watched: dict[str, int] = {}  # what watch() had found at the last drain
-        self._first_bad = self.ring.new_full((len(pairs),), math.inf)  # step of the first non-finite gradient
+        self._first_bad = self.ring.new_full(
+            (len(self.parameters),), math.inf
+        )  # step of each first non-finite gradient
+        self._places: dict[tuple[int, ...], Tensor] = {}
         self._index: dict[tuple[int, ...], tuple[Tensor, list[int]]] = {}
 
     @property
@@ -94,10 +97,11 @@ class NormRecorder:
         record.has_gradients = True
         self._measure(record, record.members, _gradient, GRADIENT, bad=BAD_GRADIENTS, scale=record.scale)
 
-    def measure_before_update(self, record: Record) -> None:
-        """Measure the gradients and weights that the optimizer is about to use."""
+    def measure_before_update(self, record: Record, *, clipped: bool = True) -> None:
+        """Measure the gradients (if they are ``clipped`` already) and weights that the optimizer is about to use."""
         record.at_update = True
-        self._measure(record, record.members, _gradient, CLIPPED, scale=record.scale)
+        if clipped:
+            self._measure(record, record.members, _gradient, CLIPPED, scale=record.scale)
         self.measure_weights(record)
         if self.measure_updates:
             trained = [i for i in record.members if self.parameters[i].grad is not None]
@@ -140,10 +144,10 @@ class NormRecorder:
         present = [i for i in members if self.parameters[i].grad is not None]
         if not present:
             return
-        index, _ = self._layers_of(tuple(present))
+        index = self._positions(tuple(present))
         squares = squared_norms([self.parameters[i].grad for i in present]).to(self._first_bad)  # type: ignore[misc]
-        at = torch.where(squares.isfinite(), math.inf, float(step))
-        self._first_bad.index_reduce_(0, index, at, "amin")
+        at = torch.full_like(squares, step).masked_fill_(squares.isfinite(), math.inf)
+        self._first_bad.index_copy_(0, index, torch.minimum(self._first_bad[index], at))
 
     def drain(self) -> Block | None:
         """Empty the ring: one sum over the ranks if parameters are sharded, and one transfer to the host."""
@@ -156,7 +160,11 @@ class NormRecorder:
         first_bad = packed[sums.numel() :].tolist()
         sums = packed[: sums.numel()].view(sums.shape)
         records, self.records = self.records, []
-        self.watched = {name: int(at) for name, at in zip(self.layers, first_bad, strict=True) if at != math.inf}
+        self.watched = {}
+        for layer, at in zip(self.layer_of, first_bad, strict=True):
+            if at != math.inf:
+                name = self.layers[layer]
+                self.watched[name] = min(int(at), self.watched.get(name, int(at)))
         return Block(
             layers=list(self.layers),
             sizes=list(self.sizes),
@@ -205,6 +213,11 @@ class NormRecorder:
 
     def _local(self, tensor: Tensor) -> tuple[Tensor, float]:
         return local_part(tensor, self.world_size) if self.world_size > 1 else (tensor, 1.0)
+
+    def _positions(self, present: tuple[int, ...]) -> Tensor:
+        if present not in self._places:
+            self._places[present] = torch.tensor(present, device=self.device)
+        return self._places[present]
 
     def _layers_of(self, present: tuple[int, ...]) -> tuple[Tensor, list[int]]:
         if present not in self._index:

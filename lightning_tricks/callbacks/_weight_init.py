@@ -46,7 +46,7 @@ class WeightInit(Callback):
         seed: of all draws; if not given, a number that follows from the state of torch's global stream (which is
             read, not moved), so that ``seed_everything`` decides.
         log: write the table, and with an example the picture, to the loggers.
-        **options: of a named rule, such as ``gain``.
+        **options: more of :func:`init_weights`, such as ``residual``, ``class_counts`` or a named rule's ``gain``.
 
     Attributes:
         report: the :class:`InitReport` of the latest initialisation, None before.

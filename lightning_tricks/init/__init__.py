@@ -1,6 +1,7 @@
 """Weight initialisation: rules, by name or by looking at the net."""
 
 from lightning_tricks.init._api import init_weights as init_weights
+from lightning_tricks.init._api import matches as matches
 from lightning_tricks.init._gains import kaiming_gain as kaiming_gain
 from lightning_tricks.init._gains import tanh_gain as tanh_gain
 from lightning_tricks.init._report import COLUMNS as COLUMNS

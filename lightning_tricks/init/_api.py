@@ -7,9 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor, nn
 
-from lightning_tricks._base import UserInputError, check_choice, derive_seed
+from lightning_tricks._base import UserInputError, check_choice, check_range, derive_seed
 from lightning_tricks.init._lsuv import lsuv_scales
-from lightning_tricks.init._plan import Choice, choose, reset_running_stats
+from lightning_tricks.init._plan import Choice, Plan, choose, find_head, reset_running_stats
 from lightning_tricks.init._report import InitReport, InitRow, Signal
 from lightning_tricks.init._rules import RULES
 from lightning_tricks.init._signal import Deviation, signal_deviations
@@ -46,6 +46,8 @@ def init_weights(
     skip: str | Sequence[str] = (),
     bias: float | None = 0.0,
     only_new: bool | Collection[str] = False,
+    residual: Literal["plain", "scaled", "zero"] = "plain",
+    class_counts: Sequence[float] | None = None,
     generator: Generator | None = None,
     **options: Any,
 ) -> InitReport:
@@ -73,6 +75,11 @@ def init_weights(
         bias: value of the biases; None leaves them alone.
         only_new: leave alone every module whose parameters are not an untouched default draw of torch's, such as
             loaded or trained ones; or the names of the modules that may be changed.
+        residual: what the last layer or norm of each residual branch is multiplied by: nothing; ``"scaled"`` by
+            1/sqrt(number of branches), so that their sum stays bounded (Radford et al. 2019); ``"zero"``, so that
+            every block starts as the identity (Goyal et al. 2017, section 5.1).
+        class_counts: samples per class, at least two numbers above 0: the bias of the classification head becomes
+            their log-frequencies, so that training does not start by learning them (Karpathy 2019).
         generator: from which to draw the one number that seeds all; torch's global stream if not given.
         **options: of the named rule, such as ``gain``, ``slope``, ``mode``, ``std``, ``value``.
 
@@ -93,12 +100,22 @@ def init_weights(
     check_choice("scheme", scheme, SCHEMES)
     inputs = _as_inputs(example)
     _check(model, scheme, inputs, options)
+    check_choice("residual", residual, ("plain", "scaled", "zero"))
     chosen = _select(model, match, skip)
     if isinstance(only_new, bool):
         only_new = untouched_modules(model) if only_new else {name for name, _ in model.named_modules()}
-    flow, source = _follow(model, scheme, inputs)
+    flow, source = _follow(model, inputs)
+    plan = Plan(
+        "orthogonal" if scheme == "lsuv" else scheme,
+        flow,
+        bias,
+        options,
+        branch_scale=_branch_scale(flow, residual),
+        head=None if class_counts is None else find_head(model, flow, len(_checked_counts(class_counts))),
+        class_counts=class_counts or (),
+    )
     before = signal_deviations(model, inputs) if inputs else {}
-    for_parameter = choose(model, "orthogonal" if scheme == "lsuv" else scheme, flow, bias, options)
+    for_parameter = choose(model, plan)
     seed = int(torch.randint(2**62, (), generator=generator))
     rows, changed = [], set[str]()
     for name, module, key, parameter in _parameters(model):
@@ -167,9 +184,7 @@ def _listed(patterns: str | Iterable[str]) -> list[str]:
     return [patterns] if isinstance(patterns, str) else list(patterns)
 
 
-def _follow(model: nn.Module, scheme: str, inputs: tuple[Any, ...]) -> tuple[Flow | None, str]:
-    if scheme != "auto":
-        return None, ""
+def _follow(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Flow, str]:
     if inputs:
         return flow_by_example(model, inputs), "What follows each layer was seen with the example."
     flow = flow_by_symbols(model)
@@ -179,6 +194,25 @@ def _follow(model: nn.Module, scheme: str, inputs: tuple[Any, ...]) -> tuple[Flo
         "What follows each layer was guessed from the order of registration, which is not always the order of use. "
         "Pass example= to be sure."
     )
+
+
+def _branch_scale(flow: Flow, residual: str) -> float | None:
+    if residual == "plain":
+        return None
+    if not flow.branch_ends:
+        raise UserInputError(
+            f"residual={residual!r} needs residual branches that end in a layer or a norm, but none was found. "
+            "Pass example= so that the model can be followed."
+        )
+    return 0.0 if residual == "zero" else len(flow.branch_ends) ** -0.5
+
+
+def _checked_counts(counts: Sequence[float]) -> Sequence[float]:
+    if len(counts) < 2:
+        raise UserInputError(f"class_counts must have one number per class, at least 2, but got {list(counts)}.")
+    for count in counts:
+        check_range("every entry of class_counts", count, low=0, open_low=True)
+    return counts
 
 
 def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:

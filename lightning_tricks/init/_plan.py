@@ -1,12 +1,14 @@
 """Which rule each parameter gets, and why."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 
+from lightning_tricks._base import UserInputError
 from lightning_tricks.init import _rules
 from lightning_tricks.init._gains import kaiming_gain, tanh_gain
 from lightning_tricks.init._trace import LAYERS, NORMS, SOURCES, Flow, Follow
@@ -32,26 +34,13 @@ _AFTER = {
 }
 
 
-def choose(model: nn.Module, scheme: str, flow: Flow | None, bias: float | None, options: Mapping[str, Any]) -> Any:
-    """Return a function from (module name, module, parameter name) to the :class:`Choice` for that parameter.
-
-    Args:
-        model: the whole, for what its layers share.
-        scheme: ``"auto"`` or a name of :data:`RULES`.
-        flow: what follows each layer, for ``"auto"``.
-        bias: value of the biases; None leaves them alone.
-        options: of the named rule.
-    """
+def choose(model: nn.Module, plan: "Plan") -> Callable[[str, nn.Module, str], Choice]:
+    """Return a function from (module name, module, parameter name) to the :class:`Choice` for that parameter."""
     tied = {id(p) for m in model.modules() if isinstance(m, LAYERS) for p in m.parameters(recurse=False)}
-    depth = sum(f.kind == "tanh" and not f.normed for f in flow.follows.values()) if flow else 0
+    auto = plan.scheme == "auto"
+    depth = sum(f.kind == "tanh" and not f.normed for f in plan.flow.follows.values())
 
-    def weight_rule(name: str, module: nn.Module) -> tuple[str, str, Fill]:
-        if flow is None:
-            return scheme, "as asked", partial(_named, scheme, options, module)
-        follow = flow.follows.get(name) or flow.follows.get(name.removesuffix(".out_proj")) or Follow("unseen")
-        return _auto(follow, depth, module)
-
-    def for_parameter(name: str, module: nn.Module, key: str) -> Choice:
+    def plain(name: str, module: nn.Module, key: str) -> Choice:
         parameter = getattr(module, key)
         if isinstance(module, NORMS):
             value = 1.0 if key == "weight" else 0.0
@@ -59,20 +48,84 @@ def choose(model: nn.Module, scheme: str, flow: Flow | None, bias: float | None,
         if not isinstance(module, SOURCES):
             return Choice("left alone", f"no rule for a parameter of {type(module).__name__}")
         if "bias" in key and not (isinstance(module, nn.MultiheadAttention) and key in ("bias_k", "bias_v")):
-            return _bias(module, key, bias, forget=flow is not None)
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and flow is not None:
+            return _bias(module, key, plan.bias, forget=auto)
+        if not auto:
+            fill = partial(_named, plan.scheme, plan.options, module)
+            return Choice(plan.scheme, "as asked", _by_chunks(_chunks(module, key), fill))
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
             return _embedding(module, tied=id(parameter) in tied)
-        if isinstance(module, nn.RNNBase | nn.RNNCellBase) and flow is not None:
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase):
             return _recurrent(module, key)
-        if isinstance(module, nn.MultiheadAttention) and flow is not None:
-            return Choice("xavier_normal", "attention projection", _by_chunks(3, parameter, _rules.xavier_normal))
-        rule, why, fill = weight_rule(name, module)
-        return Choice(rule, why, _by_chunks(_chunks(module, key), parameter, fill))
+        if isinstance(module, nn.MultiheadAttention):
+            return Choice("xavier_normal", "attention projection", _by_chunks(_chunks(module, key), _xavier))
+        return _auto(_follow_of(plan.flow, name), depth, module)
+
+    def for_parameter(name: str, module: nn.Module, key: str) -> Choice:
+        choice = plain(name, module, key)
+        if name == plan.head and key == "bias" and plan.bias is not None:
+            return Choice("class log-frequencies", "classification head", partial(_log_frequencies, plan.class_counts))
+        ends = (name, name.removesuffix(".out_proj"))
+        if plan.branch_scale is not None and key == "weight" and any(end in plan.flow.branch_ends for end in ends):
+            return _scale_branch(choice, plan.branch_scale)
+        return choice
 
     return for_parameter
 
 
-def _auto(follow: Follow, depth: int, module: nn.Module) -> tuple[str, str, Fill]:
+@dataclass(frozen=True)
+class Plan:
+    """All that the choice of rules depends on."""
+
+    scheme: str  # "auto" or a name of RULES
+    flow: Flow  # what follows each layer
+    bias: float | None = 0.0  # value of the biases; None leaves them alone
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the named rule
+    branch_scale: float | None = None  # of the last layer or norm of each residual branch
+    head: str | None = None  # the layer whose bias follows the class counts
+    class_counts: Sequence[float] = ()
+
+
+def find_head(model: nn.Module, flow: Flow, classes: int) -> str:
+    """Return the name of the layer that gives the class scores.
+
+    Raises:
+        UserInputError: if there is none of that width with a bias.
+    """
+    widths = (classes, 1) if classes == 2 else (classes,)
+    for name in reversed(flow.order):
+        module = model.get_submodule(name)
+        width = getattr(module, "out_features", getattr(module, "out_channels", None))
+        last = flow.follows.get(name, Follow("output")).kind in ("output", "softmax", "log_softmax", "sigmoid")
+        if last and width in widths and getattr(module, "bias", None) is not None:
+            return name
+    raise UserInputError(
+        f"class_counts has {classes} entries, but {type(model).__name__} has no last layer of that width with a bias. "
+        "Give one count per class, in the order of the outputs."
+    )
+
+
+def _log_frequencies(counts: Sequence[float], bias: Tensor, generator: Generator) -> None:
+    logs = (torch.tensor(counts, dtype=torch.float64) / sum(counts)).log()
+    bias.copy_(logs if len(bias) == len(counts) else logs[1] - logs[0])
+
+
+def _scale_branch(choice: Choice, scale: float) -> Choice:
+    if choice.fill is None:
+        return choice
+    fill = choice.fill
+
+    def scaled(weight: Tensor, generator: Generator) -> None:
+        fill(weight, generator)
+        weight.mul_(scale)
+
+    return Choice(f"{choice.rule} times {scale:.3g}", f"{choice.why}; end of a residual branch", scaled)
+
+
+def _follow_of(flow: Flow, name: str) -> Follow:
+    return flow.follows.get(name) or flow.follows.get(name.removesuffix(".out_proj")) or Follow("unseen")
+
+
+def _auto(follow: Follow, depth: int, module: nn.Module) -> Choice:
     kind = follow.kind
     why = _AFTER.get(kind, "what follows was not seen" if kind == "unseen" else f"{kind} follows")
     if kind in _RECTIFIERS or kind == "softplus":
@@ -86,12 +139,12 @@ def _auto(follow: Follow, depth: int, module: nn.Module) -> tuple[str, str, Fill
     return _scaled("xavier_normal", 1.0, module, why)
 
 
-def _scaled(rule: str, gain: float, module: nn.Module, why: str) -> tuple[str, str, Fill]:
+def _scaled(rule: str, gain: float, module: nn.Module, why: str) -> Choice:
     def fill(weight: Tensor, generator: Generator) -> None:
         fans = _rules.fans_of(module, weight)
         _rules.RULES[rule](weight, gain=gain, fans=fans, generator=generator)
 
-    return rule, why, fill
+    return Choice(rule, why, fill)
 
 
 def _named(scheme: str, options: Mapping[str, Any], module: nn.Module, weight: Tensor, generator: Generator) -> None:
@@ -127,10 +180,16 @@ def _embedding(module: nn.Embedding | nn.EmbeddingBag, *, tied: bool) -> Choice:
 
 def _recurrent(module: nn.Module, key: str) -> Choice:
     if key.startswith("weight_hh"):
-        fill = _by_chunks(_chunks(module, key), getattr(module, key), _rules.orthogonal)
-        return Choice("orthogonal", "recurrent weights, gate by gate", fill)
-    fill = _by_chunks(_chunks(module, key), getattr(module, key), _rules.xavier_normal)
-    return Choice("xavier_normal", "input weights, gate by gate", fill)
+        return Choice("orthogonal", "recurrent weights, gate by gate", _by_chunks(_chunks(module, key), _orthogonal))
+    return Choice("xavier_normal", "input weights, gate by gate", _by_chunks(_chunks(module, key), _xavier))
+
+
+def _xavier(weight: Tensor, generator: Generator) -> None:
+    _rules.xavier_normal(weight, generator=generator)
+
+
+def _orthogonal(weight: Tensor, generator: Generator) -> None:
+    _rules.orthogonal(weight, generator=generator)
 
 
 def _chunks(module: nn.Module, key: str) -> int:
@@ -143,19 +202,12 @@ def _chunks(module: nn.Module, key: str) -> int:
     return 1
 
 
-def _by_chunks(count: int, parameter: Tensor, fill: Callable[..., object]) -> Fill:
+def _by_chunks(count: int, fill: Fill) -> Fill:
     def fill_each(weight: Tensor, generator: Generator) -> None:
         for part in weight.chunk(count):
-            _call(fill, part, generator)
+            fill(part, generator)
 
     return fill_each
-
-
-def _call(fill: Callable[..., object], part: Tensor, generator: Generator) -> None:
-    if fill in _rules.RULES.values():
-        fill(part, generator=generator)
-    else:
-        fill(part, generator)
 
 
 def _filler(value: float) -> Fill:

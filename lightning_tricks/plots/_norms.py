@@ -103,6 +103,8 @@ def _heat_map(
 ) -> Any:
     ax.set_facecolor(_NOTHING)
     ax.grid(visible=False)
+    if not values.size:  # nothing measured yet
+        values, broken = np.full((1, 1), np.nan), np.zeros((1, 1), dtype=bool)
     shown = np.ma.masked_invalid(values)
     image = ax.imshow(shown, aspect="auto", interpolation="nearest", **options)
     if broken.any():

@@ -1,5 +1,9 @@
 """Monte-Carlo dropout: the engine, measures of uncertainty, metrics."""
 
+from lightning_tricks.uncertainty._engine import MCEngine as MCEngine
+from lightning_tricks.uncertainty._engine import mc_forward as mc_forward
+from lightning_tricks.uncertainty._engine_mode import StochasticSite as StochasticSite
+from lightning_tricks.uncertainty._engine_plan import EngineReport as EngineReport
 from lightning_tricks.uncertainty._measures import credible_interval as credible_interval
 from lightning_tricks.uncertainty._measures import expected_entropy as expected_entropy
 from lightning_tricks.uncertainty._measures import monte_carlo_error as monte_carlo_error

@@ -23,7 +23,7 @@ What a DataModule needs to know:
   float labels are mixed as they are. ``augment.mixes`` tells which.
 - ``augment.with_defaults(mean=..., std=..., num_classes=...)`` returns a copy that has what the data module knows and
   the user did not say.
-- ``augment.place(accelerator)`` answers ``"worker"`` or ``"device"`` (``where="auto"``: worker on the CPU).
+- ``augment.place(device)`` answers ``"worker"`` or ``"device"`` (``where="auto"``: worker on the CPU).
 - The index and the epoch travel with each sample, so that persistent and prefetching workers see the right epoch:
   :class:`KeyedSampler` wraps any sampler of integers and yields :class:`Key` ``(sample, epoch)`` (Lightning calls its
   ``set_epoch``); :class:`KeyedDataset` turns ``dataset[key]`` into ``(sample, index, epoch)``; and

@@ -84,11 +84,11 @@ class BatchAugment:
         """Whether labels come back as shares of classes."""
         return any(isinstance(op, MixOp) for op in self.ops)
 
-    def place(self, accelerator: bool) -> Literal["device", "worker"]:
-        """Return where to run: in the DataLoader's worker or on the device."""
+    def place(self, device: str | torch.device) -> Literal["device", "worker"]:
+        """Return where to run if the model is on ``device``: in the DataLoader's worker or on the device."""
         if self.where != "auto":
             return self.where
-        return "device" if accelerator else "worker"
+        return "worker" if torch.device(device).type == "cpu" else "device"
 
     def with_defaults(
         self,
@@ -188,13 +188,15 @@ class BatchAugment:
         if images.dtype == torch.uint8:
             before = Space((255.0,) * channels, unit.offset)
         stages = settle(stages, before, target)
+        size = [images.shape[2:], *(stage.size for stage in stages if isinstance(stage, Warp))][-1]
+        out = torch.empty(*images.shape[:2], *size, device=images.device)
         rows = len(images)
         if images.device.type == "cpu":  # on an accelerator every launch costs: one chunk
             rows = max(1, _CHUNK // max(1, images[:1].numel()))
-        parts = [slice(start, start + rows) for start in range(0, len(images), rows)]
-        if len(parts) == 1:
-            return _run(images, stages, before)
-        return torch.cat([_run(images[part], [stage.cut(part) for stage in stages], before) for part in parts])
+        for start in range(0, len(images), rows):
+            part = slice(start, start + rows)
+            _run(images[part], stages if rows >= len(images) else [s.cut(part) for s in stages], before, out[part])
+        return out
 
     def _target(self, channels: int) -> Space:
         if self.mean is None or self.std is None:
@@ -208,17 +210,20 @@ class BatchAugment:
         return Space(tuple(1 / s for s in std), tuple(-m / s for m, s in zip(mean, std, strict=True)))
 
 
-def _run(images: Tensor, stages: Sequence[Stage], space: Space) -> Tensor:
-    """Return new float32 pictures that went through all passes."""
+def _run(images: Tensor, stages: Sequence[Stage], space: Space, out: Tensor) -> None:
+    """Send pictures through all passes, into ``out``."""
+    last = max((i for i, stage in enumerate(stages) if stage.copies), default=-1)
     owned = False
-    for stage in stages:
-        if not stage.copies and (not owned or images.dtype != torch.float32):
+    if last < 0:
+        images, owned = out.copy_(images), True
+    for i, stage in enumerate(stages):
+        if not stage.copies and not (owned and images.dtype == torch.float32):
             images = images.to(torch.float32, copy=True)
-            owned = True
-        images = stage.run(images, space)
+        owned = True
+        images = stage.run(images, space, out if i == last else None)
         space = stage.to or space
-        owned = owned or stage.copies
-    return images if owned and images.dtype == torch.float32 else images.to(torch.float32, copy=True)
+    if images.data_ptr() != out.data_ptr():
+        out.copy_(images)
 
 
 def _through(value: Tensor | None, warps: Sequence[Warp], move: Callable[[Warp, Tensor], Tensor]) -> Tensor | None:

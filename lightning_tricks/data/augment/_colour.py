@@ -186,7 +186,7 @@ def towards_grey(first: Linear, factor: Tensor) -> Linear:
 
 
 @lru_cache(maxsize=1)
-def _yiq_parts() -> tuple[list[list[float]], ...]:
+def _yiq_parts() -> tuple[tuple[tuple[float, ...], ...], ...]:
     """Return three 3×3 matrices: rotation of the chroma by an angle = still + cosine·cos + sine·sin."""
     # NTSC's YIQ (FCC 1953, 47 CFR 73.682), as in Python's colorsys but with the luma used everywhere else here, so
     # that a turn keeps exactly that luma.
@@ -196,4 +196,4 @@ def _yiq_parts() -> tuple[list[list[float]], ...]:
     plane = torch.diag(torch.tensor([0, 1.0, 1.0], dtype=torch.float64))
     turn = torch.zeros(3, 3, dtype=torch.float64)
     turn[1, 2], turn[2, 1] = -1, 1
-    return tuple((back @ part @ to_yiq).tolist() for part in (keep, plane, turn))
+    return tuple(tuple(map(tuple, (back @ part @ to_yiq).tolist())) for part in (keep, plane, turn))

@@ -29,7 +29,6 @@ class Crop(GeometricOp):
     size: int | Size | None = None
     draws: ClassVar[int] = 2
     integer: ClassVar[bool] = True
-    separable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_range("padding", self.padding, low=0)
@@ -81,7 +80,6 @@ class RandomResizedCrop(GeometricOp):
     ratio: Range = (3 / 4, 4 / 3)
     p: float = 1.0
     draws: ClassVar[int] = 5
-    separable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_size(self.size)

@@ -36,7 +36,6 @@ class HorizontalFlip(GeometricOp):
     p: float = 0.5
     draws: ClassVar[int] = 1
     integer: ClassVar[bool] = True
-    separable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_p(self.p)
@@ -66,7 +65,6 @@ class VerticalFlip(GeometricOp):
     p: float = 0.5
     draws: ClassVar[int] = 1
     integer: ClassVar[bool] = True
-    separable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_p(self.p)
@@ -131,7 +129,6 @@ class Translate(GeometricOp):
     _: KW_ONLY
     p: float = 1.0
     draws: ClassVar[int] = 3
-    separable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_range("fraction", self.fraction, low=0, high=1)
@@ -167,7 +164,6 @@ class Scale(GeometricOp):
     p: float = 1.0
     log: bool = False
     draws: ClassVar[int] = 2
-    separable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_bounds("factor", self.factor, low=1e-3)
@@ -246,15 +242,15 @@ class Perspective(GeometricOp):
 
     def draw(self, u: Tensor, size: Size) -> Params:
         """Return ``corners``: where the corners go, clockwise from the upper left, ``(B, 4, 2)`` as (x, y)."""
-        extent = constant([size[1], size[0]], u)
-        start = constant([[0, 0], [1, 0], [1, 1], [0, 1]], u)
+        extent = constant((size[1], size[0]), u)
+        start = constant(((0, 0), (1, 0), (1, 1), (0, 1)), u)
         inwards = (u[:, 1:] * chosen(u[:, :1], self.p)).reshape(-1, 4, 2) * (self.distortion / 2)
         return {"corners": (start + (1 - 2 * start) * inwards) * extent}
 
     def inverse(self, params: Params, size: Size) -> Tensor:
         """Map the moved corners back to the picture's corners."""
         to_unit = inverse3(square_to_quad(params["corners"]))
-        return constant([[size[1]], [size[0]], [1]], to_unit) * to_unit
+        return constant(((size[1],), (size[0],), (1,)), to_unit) * to_unit
 
 
 def matrix3(
@@ -266,18 +262,12 @@ def matrix3(
     tx: Tensor | float = 0.0,
     ty: Tensor | float = 0.0,
 ) -> Tensor:
-    """Return ``(B, 3, 3)`` of ``[[a, b, tx], [c, d, ty], [0, 0, 1]]``; at least one entry is a ``(B,)`` tensor."""
-    entries = (a, b, tx, c, d, ty)
+    """Return ``(B, 3, 3)`` of ``[[a, b, tx], [c, d, ty], [0, 0, 1]]``; entries are ``(B,)``, or 0 or 1 for all."""
+    entries = (a, b, tx, c, d, ty, 0.0, 0.0, 1.0)
     like = next(entry for entry in entries if isinstance(entry, Tensor))
-    out = like.new_zeros(len(like), 3, 3)
-    flat = out.view(-1, 9)
-    for place, entry in enumerate(entries):
-        if isinstance(entry, Tensor):
-            flat[:, place] = entry
-        elif entry:
-            flat[:, place].fill_(entry)
-    flat[:, 8].fill_(1)
-    return out
+    zero, one = torch.zeros_like(like), torch.ones_like(like)
+    full = [entry if isinstance(entry, Tensor) else one if entry else zero for entry in entries]
+    return torch.stack(full, dim=1).view(-1, 3, 3)
 
 
 def about_centre(a: Tensor, b: Tensor, c: Tensor, d: Tensor, size: Size) -> Tensor:

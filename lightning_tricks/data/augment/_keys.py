@@ -1,6 +1,7 @@
 """Random numbers as a function of a key: (seed, epoch, sample index, slot) in, a uniform number out."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float, Int64
@@ -44,8 +45,13 @@ def sample_keys(seed: int, epoch: int | Int64[Tensor, " B"], index: Int64[Tensor
 
 def slot_words(keys: Int64[Tensor, " B"], slots: Sequence[int]) -> Int64[Tensor, "B S"]:
     """Return one 64-bit random word per sample and slot."""
-    steps = torch.tensor([_signed((slot + 1) * _GOLDEN) for slot in slots], dtype=torch.int64)
-    return _mixed(keys[:, None] + steps.to(keys.device, non_blocking=True))
+    return _mixed(keys[:, None] + _steps(tuple(slots), keys.device))
+
+
+@lru_cache(maxsize=256)
+def _steps(slots: tuple[int, ...], device: torch.device) -> Tensor:
+    steps = [_signed((slot + 1) * _GOLDEN) for slot in slots]
+    return torch.tensor(steps, dtype=torch.int64).to(device, non_blocking=True)
 
 
 def uniforms(keys: Int64[Tensor, " B"], slots: Sequence[int]) -> Float[Tensor, "B S"]:

@@ -3,7 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from lightning_tricks._base import UserInputError, check_range
 Params = dict[str, Tensor]  # every tensor has the batch as its first axis
 Size = tuple[int, int]  # height, width
 Range = tuple[float, float]
+Nested = tuple[float, ...] | tuple[tuple[float, ...], ...]
 
 
 class Op(ABC):
@@ -42,7 +44,6 @@ class GeometricOp(Op):
 
     affine: ClassVar[bool] = True  # parallels stay parallel
     integer: ClassVar[bool] = False  # every pixel comes from exactly one pixel: no resampling
-    separable: ClassVar[bool] = False  # the row depends on the row only, and the column on the column
 
     @abstractmethod
     def inverse(self, params: Params, size: Size) -> Tensor:
@@ -139,9 +140,17 @@ def between(u: Tensor, bounds: Range) -> Tensor:
     return low + (high - low) * u
 
 
-def constant(values: Any, like: Tensor) -> Tensor:
-    """Return numbers as a tensor of the dtype and device of ``like``, without waiting for that device."""
-    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
+def constant(values: Nested, like: Tensor) -> Tensor:
+    """Return numbers as a tensor of the dtype and device of ``like``, without waiting for that device.
+
+    The tensor is shared by all who ask for the same numbers: do not write to it.
+    """
+    return _constant(values, like.dtype, like.device)
+
+
+@lru_cache(maxsize=1024)
+def _constant(values: Nested, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
 
 def check_p(p: float) -> None:

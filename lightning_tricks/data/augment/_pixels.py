@@ -276,7 +276,7 @@ class Erase(PixelOp):
             raise UserInputError(
                 f"Erase has a value for each of {len(levels)} channels, but pictures have {images.shape[1]}."
             )
-        stored = [g * v + o for g, v, o in zip(space.gain, levels, space.offset, strict=True)]
+        stored = tuple(g * v + o for g, v, o in zip(space.gain, levels, space.offset, strict=True))
         inside = in_box(params["box"], (images.shape[2], images.shape[3]))
         return torch.where(inside[:, None], constant(stored, images)[:, None, None], images)
 

@@ -45,8 +45,8 @@ class Stage(ABC):
         """Return it for some of the samples."""
 
     @abstractmethod
-    def run(self, images: Tensor, space: Space) -> Tensor:
-        """Return the new pictures."""
+    def run(self, images: Tensor, space: Space, out: Tensor | None = None) -> Tensor:
+        """Return the new pictures, in ``out`` if that saves a copy."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,6 @@ class Warp(Stage):
     matrix: Tensor
     size: Size
     affine: bool
-    separable: bool
     whole: bool  # whole pixels: pick them, do not resample
     padding: Padding
     copies = True
@@ -82,11 +81,11 @@ class Warp(Stage):
         """Return where ``(B, N, 2)`` land; they may lie outside."""
         return move_points(points + 0.5, self.matrix) - 0.5  # a keypoint's (0, 0) is the first pixel's centre
 
-    def run(self, images: Tensor, space: Space) -> Tensor:
+    def run(self, images: Tensor, space: Space, out: Tensor | None = None) -> Tensor:
         """Pick or resample."""
         if self.whole:
             return gather(images, *source_lines(self.matrix, self.size), self.padding)
-        return warp(images.float(), self.matrix, self.size, self.padding, affine=self.affine, separable=self.separable)
+        return warp(images.float(), self.matrix, self.size, self.padding, affine=self.affine)
 
 
 @dataclass(frozen=True)
@@ -103,13 +102,14 @@ class Colour(Stage):
         m, n, t = self.linear.m, self.linear.n, self.linear.t
         return replace(self, linear=Linear(m[rows], None if n is None else n[rows], t[rows]))
 
-    def run(self, images: Tensor, space: Space) -> Tensor:
+    def run(self, images: Tensor, space: Space, out: Tensor | None = None) -> Tensor:
         """Multiply every pixel by the matrix and add the shift."""
         pixels = images.flatten(2).float()  # (B, C, H·W)
         matrix, shift = self._between(pixels, space, self.to or space)
+        target = None if out is None else out.flatten(2)
         if matrix.shape[1] == 1:
-            return torch.addcmul(shift[:, :, None], pixels, matrix).view(images.shape)
-        return torch.baddbmm(shift[:, :, None], matrix, pixels).view(images.shape)
+            return torch.addcmul(shift[:, :, None], pixels, matrix, out=target).view(images.shape)
+        return torch.baddbmm(shift[:, :, None], matrix, pixels, out=target).view(images.shape)
 
     def _between(self, pixels: Tensor, before: Space, after: Space) -> tuple[Tensor, Tensor]:
         """Return the matrix and the shift that take stored values to stored values."""
@@ -135,10 +135,10 @@ class Convert(Stage):
         """Return itself."""
         return self
 
-    def run(self, images: Tensor, space: Space) -> Tensor:
+    def run(self, images: Tensor, space: Space, out: Tensor | None = None) -> Tensor:
         """Scale and shift each channel."""
-        gain = [b / a for a, b in zip(space.gain, self.to.gain, strict=True)]
-        shift = [b - g * a for a, b, g in zip(space.offset, self.to.offset, gain, strict=True)]
+        gain = tuple(b / a for a, b in zip(space.gain, self.to.gain, strict=True))
+        shift = tuple(b - g * a for a, b, g in zip(space.offset, self.to.offset, gain, strict=True))
         scale, shifts = (constant(part, images)[:, None, None] for part in (gain, shift))
         return torch.addcmul(shifts, images, scale, out=images)
 
@@ -164,7 +164,7 @@ class Pixels(Stage):
         """Return it for some of the samples."""
         return replace(self, params={name: value[rows] for name, value in self.params.items()})
 
-    def run(self, images: Tensor, space: Space) -> Tensor:
+    def run(self, images: Tensor, space: Space, out: Tensor | None = None) -> Tensor:
         """Compute."""
         return self.op.apply(images, self.params, space)
 
@@ -179,7 +179,7 @@ class Clamp(Stage):
         """Return itself."""
         return self
 
-    def run(self, images: Tensor, space: Space) -> Tensor:
+    def run(self, images: Tensor, space: Space, out: Tensor | None = None) -> Tensor:
         """Cut in place."""
         if space.full is not None:
             return images.clamp_(0, space.full)
@@ -240,7 +240,7 @@ def fold_geometry(row: Sequence[Step], size: Size, padding: Padding) -> Warp:
     for op, params in row:
         if isinstance(op, GeometricOp):
             step = op.inverse(params, size)
-            matrix = step if matrix is None else matrix @ step
+            matrix = step if matrix is None else torch.bmm(matrix, step)
             size = op.out_size(size)
             ops.append(op)
     if matrix is None:
@@ -249,7 +249,6 @@ def fold_geometry(row: Sequence[Step], size: Size, padding: Padding) -> Warp:
         matrix,
         size,
         affine=all(op.affine for op in ops),
-        separable=all(op.separable for op in ops),
         whole=all(op.integer for op in ops),
         padding=padding,
     )
