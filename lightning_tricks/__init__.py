@@ -25,15 +25,14 @@ if TYPE_CHECKING:
     from lightning_tricks.data import BatchAugment as BatchAugment
     from lightning_tricks.data import DigitsDataModule as DigitsDataModule
     from lightning_tricks.data import ImageDataModule as ImageDataModule
+    from lightning_tricks.data import TabularDataModule as TabularDataModule
+    from lightning_tricks.data import TextDataModule as TextDataModule
     from lightning_tricks.diagnosis import Finding as Finding
     from lightning_tricks.init import InitReport as InitReport
     from lightning_tricks.init import init_weights as init_weights
     from lightning_tricks.modules import Classifier as Classifier
     from lightning_tricks.modules import MCDropoutPredictor as MCDropoutPredictor
     from lightning_tricks.modules import Regressor as Regressor
-    from lightning_tricks.data import ImageDataModule as ImageDataModule
-    from lightning_tricks.data import TabularDataModule as TabularDataModule
-    from lightning_tricks.data import TextDataModule as TextDataModule
     from lightning_tricks.nets import MLP as MLP
     from lightning_tricks.nets import ConvNet as ConvNet
     from lightning_tricks.nets import build_net as build_net
@@ -41,38 +40,32 @@ if TYPE_CHECKING:
     from lightning_tricks.optim import param_groups as param_groups
     from lightning_tricks.tune import CVResult as CVResult
     from lightning_tricks.tune import cross_validate as cross_validate
-
-# Where each public name lives. `tests/test_public_api.py` keeps this and the imports above in step.
-_ROOM_OF = {
-    "InitReport": "init",
-    "WeightInit": "callbacks",
-    "cross_validate": "tune",
-    "init_weights": "init",
     from lightning_tricks.uncertainty import mc_forward as mc_forward
 
 # Where each public name lives. `tests/test_public_api.py` keeps this and the imports above in step.
 _ROOM_OF = {
     "BatchAugment": "data",
-    "Classifier": "modules",
     "CVResult": "tune",
+    "Classifier": "modules",
     "ConvNet": "nets",
     "DigitsDataModule": "data",
     "EarlyStopping": "callbacks",
     "ExactResume": "callbacks",
     "Finding": "diagnosis",
     "ImageDataModule": "data",
-    "TabularDataModule": "data",
-    "TextDataModule": "data",
     "InitReport": "init",
     "MCDropoutPredictor": "modules",
     "MLP": "nets",
     "NormMonitor": "callbacks",
     "ReduceLROnPlateau": "callbacks",
     "Regressor": "modules",
+    "TabularDataModule": "data",
+    "TextDataModule": "data",
     "WeightInit": "callbacks",
     "WeightPenalty": "callbacks",
     "build_net": "nets",
     "build_optimizer": "optim",
+    "cross_validate": "tune",
     "init_weights": "init",
     "mc_forward": "uncertainty",
     "param_groups": "optim",

@@ -1,5 +1,7 @@
 """Cross-validation: what a loop by hand gives, in dataset order, also after a kill and on two ranks."""
 
+import gc
+import weakref
 from functools import partial
 
 import numpy as np
@@ -22,6 +24,14 @@ X = np.random.default_rng(0).normal(size=(N, 4))
 Y = np.arange(N) % 3
 CPU = {"accelerator": "cpu", "devices": 1, "max_epochs": 1, "num_sanity_val_steps": 0, "enable_model_summary": False}
 run = partial(cross_validate, trainer=CPU, progress=False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_collection():
+    """Leave what is imported out of the collections between folds: they take longer than the folds here."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def table(**options):
@@ -210,8 +220,6 @@ def test_wandb_gets_one_run_per_fold_in_one_group(tmp_path):
 
 
 def test_memory_is_given_back_between_folds():
-    import weakref
-
     alive = []
 
     def make():
@@ -229,7 +237,7 @@ def test_memory_is_given_back_between_folds():
 def on_rank(rank):
     options = {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "max_epochs": 2, "num_sanity_val_steps": 0}
     result = cross_validate(classifier, table(), k=2, trainer=options, progress=False)
-    scores = [{name: score for name, score in fold.scores.items()} for fold in result.folds]
+    scores = [fold.scores for fold in result.folds]
     return scores, result.rows, result.predictions.numpy(), [fold.rows for fold in result.folds]
 
 

@@ -201,15 +201,15 @@ def test_bad_files_get_a_sentence(tmp_path, frame):
     def read(name):
         TabularDataModule(tmp_path / name, "price").setup()
 
-    with pytest.raises(UserInputError, match="there is no file .*missing.csv"):
+    with pytest.raises(UserInputError, match=r"there is no file .*missing.csv"):
         read("missing.csv")
-    with pytest.raises(UserInputError, match="ending in .csv"):
+    with pytest.raises(UserInputError, match=r"ending in .csv"):
         read("table.xlsx")
     frame.to_csv(tmp_path / "latin.csv", encoding="latin-1", index=False)
     with pytest.raises(UserInputError, match=r"latin.csv is not utf-8 text: byte 0xf6 .*encoding='latin-1'"):
         read("latin.csv")
     (tmp_path / "empty.csv").write_text("")
-    with pytest.raises(UserInputError, match="empty.csv is empty"):
+    with pytest.raises(UserInputError, match=r"empty.csv is empty"):
         read("empty.csv")
     (tmp_path / "ragged.csv").write_text("a,price\n1,2\n1,2,3,4\n")
     with pytest.raises(UserInputError, match="equally long rows"):

@@ -145,7 +145,7 @@ def test_missing_files_get_a_sentence(tmp_path):
     with pytest.raises(UserInputError, match="there is no file"):
         TextDataModule.from_file(tmp_path / "a.tsv")
     (tmp_path / "a.doc").write_text("a")
-    with pytest.raises(UserInputError, match="must end in .csv, .tsv, .txt"):
+    with pytest.raises(UserInputError, match=r"must end in .csv, .tsv, .txt"):
         TextDataModule.from_file(tmp_path / "a.doc")
 
 
