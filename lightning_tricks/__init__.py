@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from lightning_tricks.data import BatchAugment as BatchAugment
     from lightning_tricks.data import DigitsDataModule as DigitsDataModule
     from lightning_tricks.data import ImageDataModule as ImageDataModule
+    from lightning_tricks.data import TabularDataModule as TabularDataModule
+    from lightning_tricks.data import TextDataModule as TextDataModule
     from lightning_tricks.diagnosis import Finding as Finding
     from lightning_tricks.init import InitReport as InitReport
     from lightning_tricks.init import init_weights as init_weights
@@ -41,11 +43,14 @@ if TYPE_CHECKING:
     from lightning_tricks.nets import convert_norm as convert_norm
     from lightning_tricks.optim import build_optimizer as build_optimizer
     from lightning_tricks.optim import param_groups as param_groups
+    from lightning_tricks.tune import CVResult as CVResult
+    from lightning_tricks.tune import cross_validate as cross_validate
     from lightning_tricks.uncertainty import mc_forward as mc_forward
 
 # Where each public name lives. `tests/test_public_api.py` keeps this and the imports above in step.
 _ROOM_OF = {
     "BatchAugment": "data",
+    "CVResult": "tune",
     "Classifier": "modules",
     "ConvNet": "nets",
     "DigitsDataModule": "data",
@@ -62,11 +67,14 @@ _ROOM_OF = {
     "NormMonitor": "callbacks",
     "ReduceLROnPlateau": "callbacks",
     "Regressor": "modules",
+    "TabularDataModule": "data",
+    "TextDataModule": "data",
     "WeightInit": "callbacks",
     "WeightPenalty": "callbacks",
     "build_net": "nets",
     "build_optimizer": "optim",
     "convert_norm": "nets",
+    "cross_validate": "tune",
     "init_weights": "init",
     "lr_find": "callbacks",
     "mc_forward": "uncertainty",
