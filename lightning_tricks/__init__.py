@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_tricks._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from lightning_tricks.callbacks import ActivationMonitor as ActivationMonitor
     from lightning_tricks.callbacks import NormMonitor as NormMonitor
     from lightning_tricks.data import DigitsDataModule as DigitsDataModule
     from lightning_tricks.diagnosis import Finding as Finding
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 # Where each public name lives. `tests/test_public_api.py` keeps this and the imports above in step.
 _ROOM_OF = {
+    "ActivationMonitor": "callbacks",
     "Classifier": "modules",
     "ConvNet": "nets",
     "DigitsDataModule": "data",

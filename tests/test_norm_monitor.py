@@ -587,7 +587,7 @@ def test_table_derives_ratio_and_layers_in_forward_order():
     assert table["values"][:4] == [56 + 45 + 12, 56, 45, 12]
 
 
-@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:You're resuming from a checkpoint that ended")
 def test_second_fit_starts_fresh_and_resume_does_not(tmp_path):
     _, monitor, _ = fit(max_epochs=2)
     whole = records(monitor)

@@ -2,6 +2,7 @@
 
 from lightning_tricks.plots._confusion import confusion_matrix as confusion_matrix
 from lightning_tricks.plots._curves import learning_curves as learning_curves
+from lightning_tricks.plots._norms import plot_activations as plot_activations
 from lightning_tricks.plots._norms import plot_gradient_norms as plot_gradient_norms
 from lightning_tricks.plots._norms import plot_update_ratios as plot_update_ratios
 from lightning_tricks.plots._norms import plot_weight_norms as plot_weight_norms
