@@ -257,7 +257,7 @@ def test_loggers_get_extremes_on_logging_steps_and_one_picture(tmp_path):
     assert len(list((folder / "figures").iterdir())) == len(list((folder / "tables").iterdir())) == 1
 
 
-@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended", "ignore:The dirpath has changed")
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended", "ignore:Checkpoint directory")
 def test_second_fit_starts_fresh_and_resume_does_not(tmp_path):
     def net():
         torch.manual_seed(2)
