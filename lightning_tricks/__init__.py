@@ -16,6 +16,7 @@ from lightning_tricks._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from lightning_tricks.callbacks import PredictionWriter as PredictionWriter
+    from lightning_tricks.callbacks import ActivationMonitor as ActivationMonitor
     from lightning_tricks.callbacks import EarlyStopping as EarlyStopping
     from lightning_tricks.callbacks import ExactResume as ExactResume
     from lightning_tricks.callbacks import LRFinder as LRFinder
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 # Where each public name lives. `tests/test_public_api.py` keeps this and the imports above in step.
 _ROOM_OF = {
+    "ActivationMonitor": "callbacks",
     "BatchAugment": "data",
     "CVResult": "tune",
     "Classifier": "modules",
