@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from lightning_tricks.nets import build_net as build_net
     from lightning_tricks.optim import build_optimizer as build_optimizer
     from lightning_tricks.optim import param_groups as param_groups
+    from lightning_tricks.tune import CoarseToFineSampler as CoarseToFineSampler
 
 # Where each public name lives. `tests/test_public_api.py` keeps this and the imports above in step.
 _ROOM_OF = {
     "Classifier": "modules",
+    "CoarseToFineSampler": "tune",
     "ConvNet": "nets",
     "DigitsDataModule": "data",
     "MLP": "nets",
