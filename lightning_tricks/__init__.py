@@ -15,8 +15,21 @@ from typing import TYPE_CHECKING, Any
 from lightning_tricks._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from lightning_tricks.callbacks import EarlyStopping as EarlyStopping
+    from lightning_tricks.callbacks import ExactResume as ExactResume
+    from lightning_tricks.callbacks import NormMonitor as NormMonitor
+    from lightning_tricks.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
+    from lightning_tricks.callbacks import WeightInit as WeightInit
+    from lightning_tricks.callbacks import WeightPenalty as WeightPenalty
+    from lightning_tricks.callbacks import recipe as recipe
+    from lightning_tricks.data import BatchAugment as BatchAugment
     from lightning_tricks.data import DigitsDataModule as DigitsDataModule
+    from lightning_tricks.data import ImageDataModule as ImageDataModule
+    from lightning_tricks.diagnosis import Finding as Finding
+    from lightning_tricks.init import InitReport as InitReport
+    from lightning_tricks.init import init_weights as init_weights
     from lightning_tricks.modules import Classifier as Classifier
+    from lightning_tricks.modules import MCDropoutPredictor as MCDropoutPredictor
     from lightning_tricks.modules import Regressor as Regressor
     from lightning_tricks.nets import MLP as MLP
     from lightning_tricks.nets import ConvNet as ConvNet
@@ -24,18 +37,33 @@ if TYPE_CHECKING:
     from lightning_tricks.optim import build_optimizer as build_optimizer
     from lightning_tricks.optim import param_groups as param_groups
     from lightning_tricks.tune import CoarseToFineSampler as CoarseToFineSampler
+    from lightning_tricks.uncertainty import mc_forward as mc_forward
 
 # Where each public name lives. `tests/test_public_api.py` keeps this and the imports above in step.
 _ROOM_OF = {
+    "BatchAugment": "data",
     "Classifier": "modules",
     "CoarseToFineSampler": "tune",
     "ConvNet": "nets",
     "DigitsDataModule": "data",
+    "EarlyStopping": "callbacks",
+    "ExactResume": "callbacks",
+    "Finding": "diagnosis",
+    "ImageDataModule": "data",
+    "InitReport": "init",
+    "MCDropoutPredictor": "modules",
     "MLP": "nets",
+    "NormMonitor": "callbacks",
+    "ReduceLROnPlateau": "callbacks",
     "Regressor": "modules",
+    "WeightInit": "callbacks",
+    "WeightPenalty": "callbacks",
     "build_net": "nets",
     "build_optimizer": "optim",
+    "init_weights": "init",
+    "mc_forward": "uncertainty",
     "param_groups": "optim",
+    "recipe": "callbacks",
 }
 
 __all__ = ["__version__", *_ROOM_OF]

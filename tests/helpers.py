@@ -1,14 +1,17 @@
 """What several tests share: a quiet trainer, and real processes for anything distributed."""
 
+import multiprocessing as mp
 import os
 import socket
+import time
 import traceback
 from collections.abc import Callable
+from queue import Empty
 from typing import Any
 
 import torch
-import torch.multiprocessing as mp
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 
 def quiet_trainer(**options: Any) -> Trainer:
@@ -25,51 +28,56 @@ def quiet_trainer(**options: Any) -> Trainer:
     return Trainer(**{**defaults, **options})
 
 
-def run_ranks(function: Callable[..., Any], *args: Any, world_size: int = 2, timeout: float = 120) -> list[Any]:
-    """Run ``function(rank, *args)`` in forked gloo ranks and return their results in order of rank.
+# Ranks are forked from a process that has imported everything and run nothing: forking the test process itself fails
+# once autograd or the compiler has started threads in it.
+_FORKS = mp.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    ["lightning.pytorch", "torch.distributed", "torchmetrics", "torchvision", "lightning_tricks"]
+)
 
-    The environment of each rank is that of a launched process, so a ``Trainer(strategy="ddp", devices=world_size)``
-    made inside joins it. Forking keeps the imports: a run costs a fraction of a second, not ten. Results must pickle
-    (tensors travel as NumPy arrays or by value). Raises the first rank's exception as text.
+
+def run_ranks(function: Callable[..., Any], *args: Any, world_size: int = 2, timeout: float = 120) -> list[Any]:
+    """Run ``function(rank, *args)`` in gloo ranks and return their results in order of rank.
+
+    ``function`` must stand at the top level of a module, for it travels by name. The environment of each rank is that
+    of a launched process, so a ``Trainer(strategy="ddp", devices=world_size)`` made inside joins it. After the first
+    use in a test session a run costs a fraction of a second. Results must pickle (tensors travel as lists or NumPy
+    arrays). A rank's exception fails the test with its traceback.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = mp.get_context("fork")
-    results = context.SimpleQueue()
+    results = _FORKS.Queue()
     ranks = [
-        context.Process(target=_rank, args=(function, rank, world_size, port, results, args))
-        for rank in range(world_size)
+        _FORKS.Process(target=_rank, args=(function, r, world_size, port, results, args)) for r in range(world_size)
     ]
     for process in ranks:
         process.start()
+    answers: dict[int, Any] = {}
+    end = time.monotonic() + timeout
     try:
-        answers: dict[int, tuple[bool, Any]] = {}
-        import time
-
-        end = time.monotonic() + timeout
         while len(answers) < world_size:
-            if results.empty():
+            try:
+                rank, ok, value = results.get(timeout=1)
+            except Empty:
+                waiting = [r for r in range(world_size) if r not in answers]
+                if all(ranks[r].exitcode is not None for r in waiting):
+                    raise AssertionError(f"ranks {waiting} died: {[p.exitcode for p in ranks]}") from None
                 if time.monotonic() > end:
-                    raise TimeoutError(f"ranks {set(range(world_size)) - set(answers)} did not answer in {timeout} s")
-                if all(not p.is_alive() for p in ranks) and results.empty():
-                    raise RuntimeError(f"a rank died; exit codes {[p.exitcode for p in ranks]}")
-                time.sleep(0.01)
+                    raise AssertionError(f"ranks {waiting} did not answer in {timeout} s") from None
                 continue
-            rank, ok, value = results.get()
-            answers[rank] = (ok, value)
             if not ok:
                 raise AssertionError(f"rank {rank} failed:\n{value}")
-        return [answers[rank][1] for rank in range(world_size)]
+            answers[rank] = value
+        return [answers[rank] for rank in range(world_size)]
     finally:
         for process in ranks:
-            process.join(timeout=5)
+            process.join(timeout=5 if len(answers) == world_size else 0.1)
             if process.is_alive():
                 process.kill()
 
 
 def _rank(function, rank, world_size, port, results, args) -> None:
-    torch.set_num_threads(1)
     os.environ.update(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
@@ -81,14 +89,12 @@ def _rank(function, rank, world_size, port, results, args) -> None:
         ROLE_RANK=str(rank),
         TORCHELASTIC_RUN_ID="test",
     )
-    from lightning.fabric.utilities.rank_zero import rank_zero_only
-
+    torch.set_num_threads(1)
     rank_zero_only.rank = rank
     try:
-        results.put((rank, True, function(rank, *args)))
+        answer = (rank, True, function(rank, *args))
     except BaseException:  # reported to the parent, whatever it is
-        results.put((rank, False, traceback.format_exc()))
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-        os._exit(0)  # no teardown of what the parent owns
+        answer = (rank, False, traceback.format_exc())
+    results.put(answer)
+    if torch.distributed.is_initialized() and answer[1]:
+        torch.distributed.destroy_process_group()

@@ -12,7 +12,7 @@ MAY_IMPORT = {
     "init": {"_base"},
     "optim": {"_base"},
     "uncertainty": {"_base"},
-    "data": {"_base"},
+    "data": {"_base", "plots"},
     "diagnosis": {"_base"},
     "plots": {"_base"},
     "modules": {"_base", "nets", "optim", "uncertainty", "plots"},

@@ -1,6 +1,3 @@
-"""The command line."""
+"""The command line: parse, call the library, print."""
 
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
-    return 0
+from lightning_tricks.cli._main import main as main

@@ -1,21 +1,26 @@
 """Real data that is always there: the handwritten digits that scikit-learn ships."""
 
+from collections.abc import Sequence
+
 import torch
-from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, TensorDataset
+from torch import Tensor
 
-from lightning_tricks._base import check_range
+from lightning_tricks.data._datamodule import SplitDataModule
+from lightning_tricks.data._loading import Source, TensorSource
 
 
-class DigitsDataModule(LightningDataModule):
+class DigitsDataModule(SplitDataModule):
     """1,797 handwritten digits of 1×8×8 pixels, split 60/20/20, stratified by class (UCI optdigits' test part).
 
     Pixels are scaled to [0, 1] and standardised with the mean and standard deviation of the training part.
     Batches are tuples of ``float32 (B, 1, 8, 8)`` pictures and ``int64 (B,)`` labels.
 
     Args:
-        batch_size: pictures per batch.
+        batch_size: pictures per batch and rank.
         seed: of the split and of the training order.
+
+    Raises:
+        UserInputError: if ``batch_size`` is not positive.
 
     Example:
         >>> data = DigitsDataModule(batch_size=64)
@@ -26,42 +31,25 @@ class DigitsDataModule(LightningDataModule):
     """
 
     num_classes = 10
+    image_shape = (1, 8, 8)
 
     def __init__(self, batch_size: int = 64, *, seed: int = 0) -> None:
-        super().__init__()
-        self.batch_size = int(check_range("batch_size", batch_size, low=1))
-        self.seed = seed
-        self.parts: dict[str, TensorDataset] = {}
+        super().__init__(batch_size=batch_size, seed=seed)
+        self._targets = torch.empty(0, dtype=torch.long)
 
-    def setup(self, stage: str | None = None) -> None:
-        """Make the three parts; the same ones whatever the stage."""
-        if self.parts:
-            return
+    def _open(self) -> TensorSource:
         from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
 
         pixels, labels = load_digits(return_X_y=True)
-        rest, test = train_test_split(range(len(labels)), test_size=0.2, stratify=labels, random_state=self.seed)
-        train, val = train_test_split(rest, test_size=0.25, stratify=labels[rest], random_state=self.seed)
-        x = torch.from_numpy(pixels).float().reshape(-1, 1, 8, 8) / 16
-        y = torch.from_numpy(labels).long()
-        x = (x - x[train].mean()) / x[train].std()
-        self.parts = {name: TensorDataset(x[i], y[i]) for name, i in (("train", train), ("val", val), ("test", test))}
+        self._targets = torch.from_numpy(labels).long()
+        return TensorSource(torch.from_numpy(pixels).float().reshape(-1, 1, 8, 8) / 16, self._targets)
 
-    def train_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
-        """Return the shuffled training part; the last batch is dropped only if it would hold one sample."""
-        part = self.parts["train"]
-        lone = len(part) % self.batch_size == 1
-        return DataLoader(part, self.batch_size, shuffle=True, drop_last=lone)
+    def _fit(self, source: Source, train: Sequence[int]) -> TensorSource:
+        x, y = source.read(range(len(source)), 0)
+        return TensorSource((x - x[train].mean()) / x[train].std(), y)
 
-    def val_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
-        """Return the validation part, in order."""
-        return DataLoader(self.parts["val"], self.batch_size)
+    def _labels(self) -> Tensor:
+        return self._targets
 
-    def test_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
-        """Return the test part, in order."""
-        return DataLoader(self.parts["test"], self.batch_size)
-
-    def predict_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
-        """Return the test part, in order."""
-        return self.test_dataloader()
+    def _class_names(self) -> list[str]:
+        return [str(digit) for digit in range(10)]

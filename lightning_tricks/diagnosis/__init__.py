@@ -1,5 +1,8 @@
 """Findings: what is wrong with a run, where, and the cure; and the page that shows them."""
 
+from lightning_tricks.diagnosis._finding import Finding as Finding
+from lightning_tricks.diagnosis._finding import Severity as Severity
+from lightning_tricks.diagnosis._html import Cell as Cell
 from lightning_tricks.diagnosis._html import Picture as Picture
 from lightning_tricks.diagnosis._html import Section as Section
 from lightning_tricks.diagnosis._html import Table as Table

@@ -1,1 +1,20 @@
 """Monte-Carlo dropout: the engine, measures of uncertainty, metrics."""
+
+from lightning_tricks.uncertainty._engine import MCEngine as MCEngine
+from lightning_tricks.uncertainty._engine import mc_forward as mc_forward
+from lightning_tricks.uncertainty._engine_mode import StochasticSite as StochasticSite
+from lightning_tricks.uncertainty._engine_plan import EngineReport as EngineReport
+from lightning_tricks.uncertainty._measures import credible_interval as credible_interval
+from lightning_tricks.uncertainty._measures import expected_entropy as expected_entropy
+from lightning_tricks.uncertainty._measures import monte_carlo_error as monte_carlo_error
+from lightning_tricks.uncertainty._measures import mutual_information as mutual_information
+from lightning_tricks.uncertainty._measures import predictive_entropy as predictive_entropy
+from lightning_tricks.uncertainty._measures import variation_ratio as variation_ratio
+from lightning_tricks.uncertainty._measures_regression import decompose_variance as decompose_variance
+from lightning_tricks.uncertainty._measures_regression import mixture_log_likelihood as mixture_log_likelihood
+from lightning_tricks.uncertainty._measures_regression import predictive_quantile as predictive_quantile
+from lightning_tricks.uncertainty._metrics_calibration import CalibrationBins as CalibrationBins
+from lightning_tricks.uncertainty._metrics_calibration import calibration_bins as calibration_bins
+from lightning_tricks.uncertainty._metrics_calibration import expected_calibration_error as expected_calibration_error
+from lightning_tricks.uncertainty._streams import RunningMoments as RunningMoments
+from lightning_tricks.uncertainty._streams import SampleStream as SampleStream

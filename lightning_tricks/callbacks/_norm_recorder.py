@@ -1,0 +1,236 @@
+"""Measures one optimizer step at a time into a ring on the device."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from lightning_tricks.callbacks._forward_order import in_forward_order
+from lightning_tricks.callbacks._norm_history import (
+    BAD_GRADIENTS,
+    BAD_WEIGHTS,
+    CLIPPED,
+    GRADIENT,
+    QUANTITIES,
+    UPDATE,
+    WEIGHT,
+    Block,
+)
+from lightning_tricks.callbacks._norm_measure import (
+    count_nonfinite,
+    local_part,
+    squared_norms,
+    sum_dtype,
+    values_of,
+)
+
+
+@dataclass
+class Record:
+    """One optimizer step that is being measured."""
+
+    step: int
+    optimizer: int
+    members: list[int]  # of the recorder's parameters: those of this optimizer
+    sums: Tensor  # (G + 1, 6), a row of the ring; the last line holds what concerns the whole step
+    known: Tensor  # (G, 6), on the host
+    scale: Tensor | None = None  # of the loss, where the optimizer removes it itself
+    copies: dict[int, Tensor] = field(default_factory=dict)
+    has_gradients: bool = False
+    at_update: bool = False
+    updated: bool = False
+
+
+class NormRecorder:
+    """A ring of records over a fixed set of layers.
+
+    Args:
+        layers: name and parameters of each layer, in the order in which they are registered.
+        capacity: records that fit before :meth:`drain` is due.
+        world_size: number of ranks that share the parameters if they are sharded, else 1.
+        measure_updates: keep a copy of the weights during a measured step, for the norm of the update.
+    """
+
+    def __init__(
+        self,
+        layers: Iterable[tuple[str, Sequence[Parameter]]],
+        *,
+        capacity: int,
+        world_size: int,
+        measure_updates: bool,
+    ) -> None:
+        pairs = [(name, list(parameters)) for name, parameters in layers]
+        self.layers = [name for name, _ in pairs]
+        self.sizes = [sum(p.numel() for p in parameters) for _, parameters in pairs]
+        self.parameters = [p for _, parameters in pairs for p in parameters]
+        self.layer_of = [i for i, (_, parameters) in enumerate(pairs) for _ in parameters]
+        self.world_size = world_size
+        self.measure_updates = measure_updates
+        self.device = self.parameters[0].device
+        self.ring = torch.zeros(capacity, len(pairs) + 1, QUANTITIES, dtype=sum_dtype(self.device), device=self.device)
+        self.records: list[Record] = []
+        self.watched: dict[str, int] = {}  # what watch() had found at the last drain
+        self._first_bad = self.ring.new_full(
+            (len(self.parameters),), math.inf
+        )  # step of each first non-finite gradient
+        self._places: dict[tuple[int, ...], Tensor] = {}
+        self._index: dict[tuple[int, ...], tuple[Tensor, list[int]]] = {}
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the next record has no place."""
+        return len(self.records) == len(self.ring)
+
+    def begin(self, step: int, optimizer: int, members: list[int], scale: Tensor | None) -> Record:
+        """Open the next record."""
+        sums = self.ring[len(self.records)].zero_()
+        known = torch.zeros(len(self.layers), QUANTITIES, dtype=torch.bool)
+        record = Record(step, optimizer, members, sums, known, scale)
+        self.records.append(record)
+        return record
+
+    def measure_gradients(self, record: Record) -> None:
+        """Measure the gradients as they are before clipping."""
+        record.has_gradients = True
+        self._measure(record, record.members, _gradient, GRADIENT, bad=BAD_GRADIENTS, scale=record.scale)
+
+    def measure_before_update(self, record: Record, *, clipped: bool = True) -> None:
+        """Measure the gradients (if they are ``clipped`` already) and weights that the optimizer is about to use."""
+        record.at_update = True
+        if clipped:
+            self._measure(record, record.members, _gradient, CLIPPED, scale=record.scale)
+        self.measure_weights(record)
+        if self.measure_updates:
+            trained = [i for i in record.members if self.parameters[i].grad is not None]
+            record.copies = {i: self._local(self.parameters[i])[0].detach().clone() for i in trained}
+
+    def measure_weights(self, record: Record) -> None:
+        """Measure the weights as they are."""
+        self._measure(record, record.members, lambda p: p, WEIGHT, bad=BAD_WEIGHTS)
+
+    def measure_update(self, record: Record, skipped: Tensor | None) -> None:
+        """Measure what the optimizer changed; ``skipped`` is 1 where it found non-finite gradients and did nothing."""
+        record.updated = True
+        if skipped is not None:
+            record.sums[-1, 0] += skipped.to(self.device).sum()
+        if record.copies:
+            self._measure(record, list(record.copies), lambda p: p, UPDATE, minus=record.copies)
+            record.copies = {}
+
+    def close(self, record: Record) -> None:
+        """End a record whose update never came, since the loss scaler skipped the step."""
+        record.copies = {}
+        if not record.at_update:
+            self.measure_weights(record)
+
+    def sentinel(self, members: list[int], first_use: Mapping[str, int]) -> int:
+        """Return the parameter to which most broken gradients come: the smallest one of the first trained layer."""
+        trained = [i for i in members if self.parameters[i].requires_grad] or members
+        order = in_forward_order({self.layers[self.layer_of[i]]: None for i in trained}, first_use)
+        first = [i for i in trained if self.layers[self.layer_of[i]] == order[0]] if order else [0]
+        return min(first, key=lambda i: self.parameters[i].numel())
+
+    def looks_broken(self, sentinel: int) -> bool:
+        """Tell whether one gradient holds a NaN or an infinity; on the CPU nothing has to be waited for."""
+        gradient = self.parameters[sentinel].grad
+        return gradient is not None and not math.isfinite(values_of(gradient).sum().item())
+
+    @torch.no_grad()
+    def watch(self, step: int, members: list[int]) -> None:
+        """Note on the device in which layers a gradient is non-finite, if it is for the first time."""
+        present = [i for i in members if self.parameters[i].grad is not None]
+        if not present:
+            return
+        index = self._positions(tuple(present))
+        squares = squared_norms([self.parameters[i].grad for i in present]).to(self._first_bad)  # type: ignore[misc]
+        at = torch.full_like(squares, step).masked_fill_(squares.isfinite(), math.inf)
+        self._first_bad.index_copy_(0, index, torch.minimum(self._first_bad[index], at))
+
+    def drain(self) -> Block | None:
+        """Empty the ring: one sum over the ranks if parameters are sharded, and one transfer to the host."""
+        if not self.records:
+            return None
+        sums = self.ring[: len(self.records)]
+        if self.world_size > 1:
+            torch.distributed.all_reduce(sums)
+        packed = torch.cat([sums.flatten(), self._first_bad]).cpu().double()
+        first_bad = packed[sums.numel() :].tolist()
+        sums = packed[: sums.numel()].view(sums.shape)
+        records, self.records = self.records, []
+        self.watched = {}
+        for layer, at in zip(self.layer_of, first_bad, strict=True):
+            if at != math.inf:
+                name = self.layers[layer]
+                self.watched[name] = min(int(at), self.watched.get(name, int(at)))
+        return Block(
+            layers=list(self.layers),
+            sizes=list(self.sizes),
+            steps=[record.step for record in records],
+            optimizers=[record.optimizer for record in records],
+            skipped=[not r.updated or bool(sums[i, -1, 0] > 0) for i, r in enumerate(records)],
+            sums=sums[:, :-1].clone(),
+            known=torch.stack([record.known for record in records]),
+        )
+
+    @torch.no_grad()
+    def _measure(
+        self,
+        record: Record,
+        members: list[int],
+        of: Callable[[Parameter], Tensor | None],
+        quantity: int,
+        *,
+        bad: int | None = None,
+        scale: Tensor | None = None,
+        minus: dict[int, Tensor] | None = None,
+    ) -> None:
+        present, tensors, weights = [], [], []
+        for i in members:
+            tensor = of(self.parameters[i])
+            if tensor is None:
+                continue
+            tensor, weight = self._local(tensor)
+            if minus is not None:
+                tensor = _difference(tensor, minus[i])
+            present.append(i)
+            tensors.append(tensor)
+            weights.append(weight)
+        if not present:
+            return
+        squares = squared_norms(tensors)
+        index, layers = self._layers_of(tuple(present))
+        share = squares.new_tensor(weights) if self.world_size > 1 else 1
+        factor = share if scale is None else share / scale.to(squares) ** 2
+        record.sums[:, quantity].index_add_(0, index, (squares * factor).to(self.device))
+        record.known[layers, quantity] = True
+        if bad is not None:
+            counts = count_nonfinite(tensors, squares)
+            record.sums[:, bad].index_add_(0, index, (counts * share).to(self.device))
+            record.known[layers, bad] = True
+
+    def _local(self, tensor: Tensor) -> tuple[Tensor, float]:
+        return local_part(tensor, self.world_size) if self.world_size > 1 else (tensor, 1.0)
+
+    def _positions(self, present: tuple[int, ...]) -> Tensor:
+        if present not in self._places:
+            self._places[present] = torch.tensor(present, device=self.device)
+        return self._places[present]
+
+    def _layers_of(self, present: tuple[int, ...]) -> tuple[Tensor, list[int]]:
+        if present not in self._index:
+            layers = [self.layer_of[i] for i in present]
+            self._index[present] = (torch.tensor(layers, device=self.device), sorted(set(layers)))
+        return self._index[present]
+
+
+def _gradient(parameter: Parameter) -> Tensor | None:
+    return parameter.grad
+
+
+def _difference(after: Tensor, before: Tensor) -> Tensor:
+    if before.dtype in (torch.float16, torch.bfloat16):  # the difference of neighbours would lose its last bits
+        return after.float() - before.float()
+    return before.sub_(after)

@@ -1,0 +1,133 @@
+"""Arguments, exit codes, and errors as one sentence."""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from platform import platform, python_version
+
+from lightning_tricks._version import __version__
+
+_REPORTED = (
+    "torch",
+    "torchvision",
+    "lightning",
+    "torchmetrics",
+    "wandb",
+    "numpy",
+    "scikit-learn",
+    "matplotlib",
+    "optuna",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments without the program's name; those of the process if None.
+
+    Returns:
+        The exit code: 0 if all went well, 1 after an error, 130 after Ctrl-C. Wrong arguments exit with 2.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        if arguments.debug:
+            raise
+        print(f"lightning-tricks: error: {_sentence(error)}", file=sys.stderr)
+        return 1
+
+
+def _sentence(error: Exception) -> str:
+    from lightning_tricks._base import UserInputError
+
+    text = " ".join(str(error).split())
+    if isinstance(error, UserInputError | ModuleNotFoundError):
+        return text
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.strerror}: {error.filename}"
+    return f"{type(error).__name__}: {text} (run again with --debug for the traceback)"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lightning-tricks",
+        description="The tips and tricks of a good neural-network course, for lightning.Trainer.",
+    )
+    parser.add_argument("--version", action=_Version, help="print the versions that matter in a bug report and exit")
+    parser.set_defaults(debug=False)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_demo(commands)
+    return parser
+
+
+def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="train on real digits, watch, stop, predict with uncertainty, report",
+        description="Train a small net on scikit-learn's handwritten digits with recipe(), predict the test set with "
+        "Monte-Carlo dropout, and write report.html, metrics.csv and best.ckpt into one folder.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for what the demo writes")
+    demo.add_argument("--seed", type=int, default=0, help="the same seed gives the same numbers")
+    demo.add_argument("--samples", type=int, default=100, help="stochastic passes per test picture")
+    demo.add_argument("--quick", action="store_true", help="fewer epochs, for a first look")
+    demo.add_argument(
+        "--wandb",
+        nargs="?",
+        choices=("online", "offline"),
+        const="online",
+        help="log to Weights & Biases too; 'offline' needs no account and writes below the folder",
+    )
+    demo.add_argument("--debug", action="store_true", help="show tracebacks and every warning")
+    demo.set_defaults(run=_run_demo)
+
+
+def _run_demo(arguments: argparse.Namespace) -> int:
+    from lightning_tricks.cli._demo import run_demo
+
+    with warnings.catch_warnings():
+        if not arguments.debug:
+            # Advice to developers of other packages and about worker processes is noise to someone who tries a demo.
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+        result = run_demo(
+            arguments.out,
+            seed=arguments.seed,
+            samples=arguments.samples,
+            quick=arguments.quick,
+            wandb=arguments.wandb,
+        )
+    print(result.as_text())
+    return 0
+
+
+class _Version(argparse.Action):
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: object) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=str(options.get("help")))
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"lightning-tricks {__version__}")
+        print(f"python {python_version()} on {platform()}")
+        print(*(f"{name} {_installed(name)}" for name in _REPORTED), sep="\n")
+        parser.exit()
+
+
+def _installed(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

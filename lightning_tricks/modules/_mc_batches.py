@@ -1,0 +1,118 @@
+"""What the predictor needs to know about batches and outputs: task, probabilities, place in the dataset."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DistributedSampler, SequentialSampler
+
+from lightning_tricks._base import UserInputError, check_choice
+from lightning_tricks.modules._base_module import split_batch
+
+Task = Literal["binary", "multiclass", "multilabel", "regression"]
+TASKS: tuple[Task, ...] = ("binary", "multiclass", "multilabel", "regression")
+
+
+def infer_task(model: nn.Module, task: str) -> Task:
+    """Return the task, asking the model if it is ``"auto"``.
+
+    Raises:
+        UserInputError: if the model does not say.
+    """
+    check_choice("task", task, ["auto", *TASKS])
+    if task != "auto":
+        return task  # type: ignore[return-value]  # checked above
+    own = getattr(model, "task", None)
+    if own in TASKS:
+        return own  # type: ignore[no-any-return]
+    raise UserInputError(
+        f"task='auto' asks the model, and {type(model).__name__} has no attribute task that is one of "
+        f"{', '.join(TASKS)}. Pass task='multiclass', or whichever it is."
+    )
+
+
+def to_summary_form(out: Any, task: Task, *, logits: bool) -> Any:
+    """Turn samples of the model's output ``(s, B, ...)`` into probabilities, or values for a regression.
+
+    Raises:
+        UserInputError: if the output is no tensor (for a regression: or pair of mean and log-variance).
+    """
+    if task == "regression" and isinstance(out, tuple | list) and len(out) == 2:
+        return out[0], out[1]
+    if not isinstance(out, Tensor):
+        keys = f" with keys {sorted(map(str, out))}" if isinstance(out, Mapping) else ""
+        raise UserInputError(
+            f"a {task} model must return a tensor, but returned a {type(out).__name__}{keys}. "
+            "Pick one: output=lambda out: out['logits']."
+        )
+    if task == "regression":
+        return out
+    out = out.float()
+    if task == "multiclass":
+        if out.dim() < 3:
+            raise UserInputError(
+                f"a multiclass model must return (B, C) or (B, C, ...), but one sample has shape "
+                f"{tuple(out.shape[1:])}. Pass task='binary' or 'regression' if that is what it is."
+            )
+        return out.softmax(dim=2) if logits else out  # (s, B, C, ...)
+    if task == "binary" and out.dim() == 3 and out.shape[2] == 1:
+        out = out.squeeze(2)
+    return out.sigmoid() if logits else out
+
+
+def split_inputs(batch: Any, split: Callable[[Any], tuple[Any, Any]] | None) -> tuple[tuple[Any, ...], Any]:
+    """Return the model's positional inputs and the targets (None if there are none)."""
+    inputs, targets = split_batch(batch) if split is None else split(batch)
+    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), targets
+
+
+def batch_rows(batch: Any, inputs: Any) -> int:
+    """Return the number of rows of a batch."""
+    sizes = [x.shape[0] for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.dim() > 0]
+    if not sizes:
+        raise UserInputError(f"a batch must hold tensors with rows, but got a {type(batch).__name__} without any.")
+    return int(sizes[0])
+
+
+def dataset_indices(
+    trainer: Trainer | None, batch: Any, n_rows: int, batch_idx: int, dataloader_idx: int
+) -> Tensor | None:
+    """Return where in the dataset the rows of a batch come from, int64 ``(B,)``, or None if nobody knows.
+
+    The batch itself may say (a dict with ``"index"``); else the sampler's record or rule.
+    """
+    own = batch.get("index") if isinstance(batch, Mapping) else None
+    if isinstance(own, Tensor):
+        return own.long().reshape(-1).cpu()
+    loader = _loader(trainer, dataloader_idx)
+    if loader is None:
+        return None
+    seen = getattr(getattr(loader, "batch_sampler", None), "seen_batch_indices", None)
+    if seen and batch_idx < len(seen):  # Lightning's own record while predicting
+        return torch.tensor(seen[batch_idx]) if len(seen[batch_idx]) == n_rows else None
+    size = getattr(loader, "batch_size", None)
+    if size is None:
+        return None
+    here = torch.arange(batch_idx * size, batch_idx * size + n_rows)
+    sampler = getattr(loader, "sampler", None)
+    if isinstance(sampler, SequentialSampler):
+        return here
+    if isinstance(sampler, DistributedSampler) and not sampler.shuffle:
+        total = len(sampler.dataset)  # type: ignore[arg-type]  # a sampler that splits a dataset knows its length
+        return torch.remainder(here * sampler.num_replicas + sampler.rank, total)
+    return None
+
+
+def _loader(trainer: Trainer | None, dataloader_idx: int) -> Any:
+    if trainer is None or trainer.state.fn is None:
+        return None
+    loaders = {
+        "predict": trainer.predict_dataloaders,
+        "test": trainer.test_dataloaders,
+        "validate": trainer.val_dataloaders,
+    }.get(str(trainer.state.fn.value))
+    flat = tree_leaves(loaders)
+    return flat[dataloader_idx] if dataloader_idx < len(flat) else None

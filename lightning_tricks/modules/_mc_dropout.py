@@ -1,0 +1,144 @@
+"""Monte-Carlo dropout in a Trainer."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from lightning_tricks._base import check_range
+from lightning_tricks.modules._mc_batches import (
+    Task,
+    batch_rows,
+    dataset_indices,
+    infer_task,
+    split_inputs,
+    to_summary_form,
+)
+from lightning_tricks.uncertainty import EngineReport, MCEngine, SampleStream
+
+
+class MCDropoutPredictor(LightningModule):
+    """Predicts with uncertainty: leaves the model's dropout on and summarises many samples per row.
+
+    ``trainer.predict`` returns one dict per batch. For classification: ``mean`` (probabilities), ``std``, ``label``,
+    ``confidence``, ``margin``, ``entropy``, ``expected_entropy``, ``mutual_info`` (nats), ``variation_ratio``. For
+    regression: ``mean``, ``std``, ``epistemic_variance``, with a Gaussian head or ``tau`` also ``aleatoric_variance``
+    and ``total_variance``. Always ``mc_error`` (standard error of ``mean``), ``n_samples`` and ``index``, the rows'
+    places in the dataset. Samples are streamed: no more than one batch of summaries is held, whatever ``samples``.
+
+    Args:
+        model: any LightningModule or ``nn.Module`` with dropout; its ``forward`` gives logits ``(B, C, ...)`` for
+            multiclass, ``(B,)`` or ``(B, 1)`` for binary, ``(B, L)`` for multilabel; values, or a pair of mean and
+            log-variance, for regression.
+        samples: stochastic passes, at least 2.
+        task: ``"binary"``, ``"multiclass"``, ``"multilabel"`` or ``"regression"``; ``"auto"`` asks ``model.task``.
+        seed: of the masks. The same seed gives the same predictions, whatever the batch size and number of ranks.
+        masks: ``"independent"`` per row, or ``"shared"``: sample s is one thinned net for the whole dataset.
+        chunk_size: rows computed at once; None for the whole batch.
+        layers: modules inside which dropout is on; see :func:`~lightning_tricks.mc_forward`.
+        p: probability of dropping instead of each layer's own.
+        insert: where to drop out in a net that has no dropout.
+        engine: how the samples are computed.
+        output: picks the tensor out of what the model returns.
+        logits: whether a classifier returns logits (else probabilities).
+        split: returns inputs and targets (or None) of a batch, for batches other than tensors, ``(inputs, targets)``
+            and dicts such as ``{"image": ..., "label": ...}``. A tuple of inputs goes to ``forward`` as arguments.
+        quantiles: levels in (0, 1) to add as ``quantile_Q``.
+        keep_samples: add all samples as ``samples``, ``(B, S, ...)``.
+        tau: precision of the noise of a regression without a Gaussian head.
+
+    Raises:
+        UserInputError: for options out of range, or a task that nobody tells.
+
+    Example:
+        >>> from lightning_tricks import MLP, Classifier
+        >>> model = Classifier(MLP(8, 3, dropout=0.5), num_classes=3)
+        >>> prediction = MCDropoutPredictor(model, samples=20).predict_step(torch.rand(5, 8))
+        >>> prediction["mean"].shape, prediction["mutual_info"].shape, prediction["index"]
+        (torch.Size([5, 3]), torch.Size([5]), tensor([0, 1, 2, 3, 4]))
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        samples: int = 100,
+        *,
+        task: Task | Literal["auto"] = "auto",
+        seed: int = 0,
+        masks: Literal["independent", "shared"] = "independent",
+        chunk_size: int | None = None,
+        layers: Any = None,
+        p: float | None = None,
+        insert: Any = None,
+        engine: Literal["auto", "vmap", "lifted", "repeat", "loop"] = "auto",
+        output: Callable[[Any], Any] | None = None,
+        logits: bool = True,
+        split: Callable[[Any], tuple[Any, Any]] | None = None,
+        quantiles: Sequence[float] = (),
+        keep_samples: bool = False,
+        tau: float | None = None,
+    ) -> None:
+        super().__init__()
+        check_range("samples", samples, low=2)
+        self.model = model
+        self.task = infer_task(model, task)
+        self.logits, self.split = logits, split
+        self._quantiles, self._keep_samples, self._tau = tuple(quantiles), keep_samples, tau
+        self._stream()  # a bad option is said now
+        self._engine = MCEngine(
+            model,
+            samples=samples,
+            seed=seed,
+            masks=masks,
+            chunk_size=chunk_size,
+            layers=layers,
+            p=p,
+            insert=insert,
+            engine=engine,
+            output=output,
+        )
+
+    @property
+    def report(self) -> EngineReport | None:
+        """What was found random in the model and how it is computed; None before the first batch."""
+        return self._engine.report
+
+    def forward(self, *inputs: Any) -> Any:
+        """Return what the model returns, without any sampling."""
+        return self.model(*inputs)
+
+    def predict_step(self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Return the summaries of a batch, each with the rows on its first axis."""
+        inputs, _ = split_inputs(batch, self.split)
+        index = self._index(batch, inputs, batch_idx, dataloader_idx)
+        return {**self._summaries(inputs, index), "index": index}
+
+    def _stream(self) -> SampleStream:
+        return SampleStream(self.task, quantiles=self._quantiles, keep_samples=self._keep_samples, tau=self._tau)
+
+    def _index(self, batch: Any, inputs: Any, batch_idx: int, dataloader_idx: int) -> Tensor:
+        n_rows = batch_rows(batch, inputs)
+        known = dataset_indices(self._trainer, batch, n_rows, batch_idx, dataloader_idx)
+        return torch.arange(n_rows) if known is None else known
+
+    def _summaries(self, inputs: tuple[Any, ...], index: Tensor) -> dict[str, Tensor]:
+        done: list[dict[str, Tensor]] = []
+        streams: dict[tuple[Any, Any], SampleStream] = {}
+
+        def sink(rows: slice, samples: range, out: Any) -> None:
+            stream = streams.setdefault((rows.start, rows.stop), self._stream())
+            stream.update(to_summary_form(out, self.task, logits=self.logits))
+            if samples.stop == self._engine.samples:
+                done.append(stream.compute())
+                streams.clear()
+
+        self._engine.feed(sink, *inputs, rows=index)
+        return {name: torch.cat([part[name] for part in done]) for name in done[0]}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the weights of a checkpoint that was written while the model trained on its own."""
+        weights = checkpoint.get("state_dict", {})
+        if not any(name.startswith("model.") for name in self.state_dict() if name in weights):
+            checkpoint["state_dict"] = {f"model.{name}": value for name, value in weights.items()}

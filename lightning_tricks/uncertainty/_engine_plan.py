@@ -1,0 +1,218 @@
+"""Choose how to compute the samples, and prove on the first batch that the choice is right."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
+
+from lightning_tricks._base import UserInputError
+from lightning_tricks.uncertainty._engine_draws import EngineUnfitError
+from lightning_tricks.uncertainty._engine_mode import StochasticSite
+from lightning_tricks.uncertainty._engine_model import reads_training
+from lightning_tricks.uncertainty._engine_passes import Batch, Engine, Passes
+from lightning_tricks.uncertainty._engine_tape import PrefixTape
+
+# Beyond this much per row, S samples at once fall out of a CPU's cache and the loop is faster (measured).
+_CPU_ROW_BYTES = 2**20
+
+
+@dataclass
+class EngineReport:
+    """What was found in the net and how its samples are computed.
+
+    Args:
+        engine: ``"vmap"``, ``"lifted"`` (vmap over copies of the input), ``"repeat"`` or ``"loop"``.
+        prefix_shared: whether what comes before the first random call is computed once per batch.
+        sites: the random calls, in order.
+        resting: dropout calls that stayed off, such as those with p = 0.
+        notes: engines that were tried and why they did not suit, and what else is worth knowing.
+    """
+
+    engine: Engine
+    prefix_shared: bool
+    sites: list[StochasticSite]
+    resting: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        shared = "computed once per batch" if self.prefix_shared else "computed for every sample"
+        lines = [f"engine {self.engine}; what comes before the first random call is {shared}"]
+        lines += [
+            f"  {site.name}: {site.kind}{'' if site.p is None else f', p={site.p:g}'} ({site.how})"
+            for site in self.sites
+        ]
+        return "\n".join([*lines, *(f"  off: {name}" for name in self.resting), *self.notes])
+
+
+class Planner:
+    """Finds an engine that gives the loop's numbers.
+
+    Args:
+        model: in eval mode, tracked by the passes' book.
+        passes: how samples are computed.
+        engine: the wanted engine, or ``"auto"``.
+    """
+
+    def __init__(self, model: nn.Module, passes: Passes, engine: Engine | str) -> None:
+        self.model, self.passes, self.engine = model, passes, engine
+        self.notes: list[str] = []
+
+    def plan(self, batch: Batch, samples: range) -> tuple[EngineReport, Any]:
+        """Return the report and the samples of this batch.
+
+        Raises:
+            UserInputError: if nothing in the net is random, or the asked-for engine does not suit it.
+        """
+        self._raise_flags(batch, samples[0])
+        tape: PrefixTape | None = PrefixTape()
+        first = self.passes.one(batch, samples[0], tape)
+        self._demand_sites()
+        tape = self._tested(tape, batch, samples[0], first)
+        for engine in self._order(batch, len(samples)):
+            try:
+                out = self._tried(engine, batch, samples, tape, first)
+            except EngineUnfitError as error:
+                self._refuse(engine, str(error))
+                continue
+            self._demand_variance(out, samples)
+            shared = engine == "vmap" or (engine == "loop" and tape is not None)
+            book = self.passes.book
+            report = EngineReport(engine, shared, list(book.sites.values()), sorted(book.resting), self.notes)
+            return report, out
+        raise AssertionError("the loop is the last engine and suits every model")
+
+    def _tested(self, tape: PrefixTape | None, batch: Batch, sample: int, first: Any) -> PrefixTape | None:
+        """Return the tape if replaying it gives exactly what was recorded."""
+        if tape is None:
+            return None
+        try:
+            tape.rewind()
+            again = self.passes.one(batch, sample, tape)
+        except EngineUnfitError as error:
+            self.notes.append(f"the prefix cannot be replayed: {error}")
+            return None
+        if distance(first, again) > 0:
+            self.notes.append("the prefix cannot be replayed: some of its computation is hidden from torch functions")
+            return None
+        return tape
+
+    def _order(self, batch: Batch, n_samples: int) -> list[Engine]:
+        if self.engine != "auto":
+            return [self.engine]  # type: ignore[list-item]  # checked when it was passed
+        devices = {x.device.type for x in tree_leaves((batch.args, batch.kwargs)) if isinstance(x, Tensor)}
+        if devices - {"cpu"}:  # one large launch beats S small ones
+            return ["vmap", "repeat", "lifted", "loop"]
+        small = self.passes.row_size * n_samples * 4 <= _CPU_ROW_BYTES
+        return ["vmap", "loop"] if small else ["loop"]
+
+    def _tried(self, engine: Engine, batch: Batch, samples: range, tape: PrefixTape | None, first: Any) -> Any:
+        """Compute the samples and compare two of them with the loop's."""
+        if tape is not None:
+            tape.rewind()
+        out = self.passes.compute(engine, batch, samples, tape=tape)
+        if engine == "loop":
+            return out
+        last = self.passes.loop(batch, samples[-1:], tape)
+        tolerance = self._tolerance(first)
+        for position, loop in ((0, first), (-1, tree_map(lambda x: x[0], last))):
+            error = distance(loop, tree_map(lambda x, at=position: x[at], out))
+            if not error <= tolerance:
+                raise EngineUnfitError(f"{engine} is off by {error:.1e} from the loop with the same masks")
+        return out
+
+    def _tolerance(self, out: Any) -> float:
+        dtypes = {*self.passes.dtypes, *(leaf.dtype for leaf in tree_leaves(out))}
+        coarse = max((torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point), default=1e-7)
+        on_cpu = all(leaf.device.type == "cpu" for leaf in tree_leaves(out))
+        return max(1e-5 if on_cpu else 2e-3, 8 * coarse)  # other devices may use TF32
+
+    def _refuse(self, engine: Engine, reason: str) -> None:
+        if self.engine != "auto":
+            raise UserInputError(f"engine={engine!r} does not suit {type(self.model).__name__}: {reason}. Use 'auto'.")
+        self.notes.append(f"engine {engine} does not suit: {reason}")
+
+    def _raise_flags(self, batch: Batch, sample: int) -> None:
+        """Raise the training flag of modules that draw something themselves when it is up, and only of those."""
+        modules = {name: m for name, m in self.model.named_modules() if reads_training(m)}
+        book = self.passes.book
+        modules = {name: m for name, m in modules.items() if book.chosen is None or name in book.chosen}
+        if not modules:
+            return
+        calm = self.passes.one(batch, sample)
+        before = set(book.sites)
+        for group in [list(modules), *([name] for name in modules)]:
+            helpful = self._try_flags({name: modules[name] for name in group}, batch, sample, calm, before)
+            if helpful is not None:
+                for name in helpful:
+                    modules[name].training = True
+                book.flagged |= helpful
+                if len(group) == len(modules):
+                    return
+
+    def _try_flags(
+        self, modules: dict[str, nn.Module], batch: Batch, sample: int, calm: Any, before: set[str]
+    ) -> frozenset[str] | None:
+        """Return which of the modules draw more with the flag up; None if the net does not stand it."""
+        book = self.passes.book
+        known = dict(book.sites)
+        for module in modules.values():
+            module.training = True
+        try:
+            out = self.passes.one(batch, sample)
+        except Exception:  # whatever a net in training mode demands (targets, auxiliary heads)
+            return None
+        finally:
+            found = {name.rsplit("#", 1)[0] for name in set(book.sites) - before}
+            book.sites = known
+            for module in modules.values():
+                module.training = False
+        if _outline(out) != _outline(calm):
+            return None
+        return frozenset(name for name in modules if (name or "model") in found)
+
+    def _demand_sites(self) -> None:
+        if self.passes.book.sites:
+            return
+        book = self.passes.book
+        resting = f" Found, but off: {', '.join(sorted(book.resting))}." if book.resting else ""
+        scripted = [n or "the model" for n, m in self.model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+        hidden = f" Compiled to TorchScript, so their dropout cannot be reached: {scripted[0]}." if scripted else ""
+        raise UserInputError(
+            f"mc_forward found nothing random in {type(self.model).__name__}. It looked for dropout of every kind "
+            "(modules, functions, in attention and recurrent layers), stochastic depth, random slopes and noise."
+            f"{resting}{hidden} Build the net with dropout, pass p=0.1 if its dropout has p = 0, or insert some: "
+            "insert='head', p=0.1."
+        )
+
+    def _demand_variance(self, out: Any, samples: range) -> None:
+        floats = [leaf for leaf in tree_leaves(out) if leaf.is_floating_point()]
+        if len(samples) < 2 or not floats or any((leaf != leaf[:1]).any() for leaf in floats if leaf.numel()):
+            return
+        names = ", ".join(self.passes.book.sites)
+        raise UserInputError(
+            f"All {len(samples)} samples of {type(self.model).__name__} are equal, although random numbers were drawn "
+            f"at: {names}. What they change does not reach the output: is it computed in compiled or exported code, "
+            "or thrown away?"
+        )
+
+
+def distance(one: Any, other: Any) -> float:
+    """Return the largest difference, relative to the size of the numbers; NaN equals NaN."""
+    worst = 0.0
+    for a, b in zip(tree_leaves(one), tree_leaves(other), strict=True):
+        if a.shape != b.shape:
+            return float("inf")
+        a, b = a.detach().double(), b.detach().double()
+        if not a.numel():
+            continue
+        scale = a.abs().nan_to_num(0, 0, 0).max().clamp(min=1e-30)
+        gap = torch.where(a.isnan() & b.isnan() | (a == b), 0.0, (a - b).abs())
+        worst = max(worst, float(gap.max() / scale)) if not gap.isnan().any() else float("inf")
+    return worst
+
+
+def _outline(out: Any) -> Any:
+    leaves, spec = tree_flatten(out)
+    return spec, [(x.shape, x.dtype) if isinstance(x, Tensor) else type(x) for x in leaves]

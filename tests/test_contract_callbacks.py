@@ -1,0 +1,188 @@
+"""What always holds, for every public callback. A new callback is one line in CALLBACKS."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from helpers import quiet_trainer, run_ranks
+from lightning.pytorch import Callback, LightningModule
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import lightning_tricks as lt
+from lightning_tricks._base import rng_state
+
+CALLBACKS = {
+    "EarlyStopping": lambda: lt.EarlyStopping("val_loss", patience=50),
+    "ExactResume": lambda: lt.ExactResume(),
+    "NormMonitor": lambda: lt.NormMonitor(every_n_steps=2),
+    "ReduceLROnPlateau": lambda: lt.ReduceLROnPlateau("val_loss", patience=1, cooldown=1),
+    "WeightInit": lambda: lt.WeightInit("auto"),
+}
+# Those that only look: a run with them ends bit-equal to the run without.
+MONITORS = ["EarlyStopping", "ExactResume", "NormMonitor"]
+every_callback = pytest.mark.parametrize("name", CALLBACKS)
+
+
+def test_every_public_callback_is_listed():
+    public = {n for n in lt.__all__ if isinstance(getattr(lt, n), type) and issubclass(getattr(lt, n), Callback)}
+    assert public == set(CALLBACKS)
+
+
+class Module(LightningModule):
+    """Dropout and batch norm, so that random streams and buffers matter; the same whatever was run before."""
+
+    def __init__(self, automatic=True, optimizers=1, compiled=False):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            self.body = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3))
+            self.head = nn.Linear(8, 2)
+        if compiled:
+            self.body = torch.compile(self.body, backend="eager")
+        self.automatic_optimization = automatic
+        self.number = optimizers
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+    def training_step(self, batch, batch_idx):
+        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+        self.log("train_loss", loss, on_epoch=True, on_step=False)
+        if self.automatic_optimization:
+            return loss
+        optimizers = self.optimizers()
+        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward(loss)
+        for optimizer in optimizers:
+            optimizer.step()
+        return None
+
+    def validation_step(self, batch, batch_idx):
+        # sync_dist is left out on purpose: decisions must agree all the same.
+        self.log("val_loss", nn.functional.cross_entropy(self(batch[0]), batch[1]), on_epoch=True)
+
+    def configure_optimizers(self):
+        if self.number == 1:
+            return torch.optim.Adam(self.parameters(), lr=0.05)
+        return [torch.optim.Adam(self.body.parameters(), lr=0.05), torch.optim.SGD(self.head.parameters(), lr=0.05)]
+
+
+def loader(seed=0, shuffle=False):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(32, 4, generator=g)
+    return DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), 8, shuffle=shuffle)
+
+
+def fit(callbacks, *, module=None, val=True, ckpt_path=None, **options):
+    torch.manual_seed(7)
+    module = Module() if module is None else module
+    trainer = quiet_trainer(**{"max_epochs": 4, "callbacks": callbacks, **options})
+    trainer.fit(module, loader(), loader(1) if val else None, ckpt_path=ckpt_path)
+    return trainer, module
+
+
+def equal_state(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+SITUATIONS = {
+    "plain": {},
+    "no validation": {"val": False},
+    "mid-epoch validation": {"val_check_interval": 0.5},
+    "rare validation": {"check_val_every_n_epoch": 2},
+    "accumulation": {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1},
+    "bf16": {"precision": "bf16-mixed"},
+    "manual, two optimizers": {"module": lambda: Module(automatic=False, optimizers=2)},
+    "compiled": {"module": lambda: Module(compiled=True), "max_epochs": 2},
+    "max_steps": {"max_epochs": -1, "max_steps": 5},
+    "fast_dev_run": {"fast_dev_run": 2},
+}
+NEEDS_VALIDATION = {"EarlyStopping", "ReduceLROnPlateau"}
+
+
+@pytest.mark.filterwarnings("ignore:.*You defined a `validation_step` but have no")
+@pytest.mark.parametrize("situation", SITUATIONS)
+@every_callback
+def test_works_in_every_situation(name, situation):
+    options = dict(SITUATIONS[situation])
+    if situation == "no validation" and name in NEEDS_VALIDATION:
+        with pytest.raises(ValueError, match=r"val_loss.*train_loss"):
+            fit([CALLBACKS[name]()], **options)
+        return
+    module = options.pop("module", Module)()
+    trainer, module = fit([CALLBACKS[name]()], module=module, **options)
+    assert all(torch.isfinite(p).all() for p in module.parameters())
+    assert trainer.global_step > 0
+
+
+@pytest.mark.parametrize("name", MONITORS)
+def test_a_monitor_leaves_weights_streams_and_modes_alone(name):
+    callback = CALLBACKS[name]()
+    if name == "EarlyStopping":
+        callback = lt.EarlyStopping("val_loss", patience=50, restore_best=False)
+    trainer, watched = fit([callback])
+    streams, flags = rng_state(), [m.training for m in watched.modules()]
+    bare_trainer, bare = fit([])
+    assert equal_state(watched, bare)
+    assert flags == [m.training for m in bare.modules()]
+    after = rng_state()
+    assert torch.equal(streams["torch"], after["torch"])
+    assert streams["python"] == after["python"]
+    assert torch.equal(streams["numpy"][1], after["numpy"][1])
+    a, b = (t.optimizers[0].state_dict()["state"] for t in (trainer, bare_trainer))
+    assert all(torch.equal(a[i][key], b[i][key]) for i in b for key in b[i])
+
+
+@every_callback
+def test_a_second_fit_starts_fresh(name):
+    used = CALLBACKS[name]()
+    fit([used])
+    _, again = fit([used])
+    _, fresh = fit([CALLBACKS[name]()])
+    assert equal_state(again, fresh)
+
+
+@every_callback
+def test_it_pickles_and_copies_before_and_after_a_fit(name):
+    callback = CALLBACKS[name]()
+    pickle.loads(pickle.dumps(callback))
+    fit([callback])
+    pickle.loads(pickle.dumps(callback))
+    copy.deepcopy(callback)
+
+
+@every_callback
+def test_resume_is_exact_and_the_checkpoint_holds_plain_data(name, tmp_path):
+    def callbacks():
+        return [CALLBACKS[name](), *([] if name == "ExactResume" else [lt.ExactResume()])]
+
+    _, whole = fit(callbacks(), max_epochs=4)
+    trainer, _ = fit(callbacks(), max_epochs=2)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    torch.load(tmp_path / "half.ckpt", weights_only=True)
+    torch.manual_seed(99)  # a resumed process starts with other streams
+    _, resumed = fit(callbacks(), max_epochs=4, ckpt_path=tmp_path / "half.ckpt")
+    assert equal_state(resumed, whole)
+
+
+def fit_on_rank(rank, name):
+    trainer, module = fit([CALLBACKS[name]()], strategy="ddp", devices=2)
+    return trainer.global_step, [p.detach().numpy().tolist() for p in module.parameters()]
+
+
+@every_callback
+def test_two_ranks_agree_without_sync_dist(name):
+    first, second = run_ranks(fit_on_rank, name)
+    assert first == second
+
+
+def test_all_together_in_any_order():
+    names = list(CALLBACKS)
+    _, forward = fit([CALLBACKS[n]() for n in names])
+    _, backward = fit([CALLBACKS[n]() for n in reversed(names)])
+    assert equal_state(forward, backward)
