@@ -2,15 +2,16 @@
 
 import itertools
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from optuna import Study
+from optuna import Study, TrialPruned
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from lightning_tricks._base import UserInputError, derive_seed, warn_once
+from lightning_tricks._base import UserInputError, derive_seed
 from lightning_tricks.tune._ledger import Ledger
 from lightning_tricks.tune._plan import uniform
 from lightning_tricks.tune._slots import SlotSampler, at_unit
@@ -51,6 +52,9 @@ class SlotRandomSampler(SlotSampler):
 class SlotGridSampler(SlotSampler):
     """Grid search in an order that the seed shuffles; a failed point is run again, and the study stops at the end.
 
+    When several workers share a grid, a worker that finds every point taken waits for those that still run, and records
+    one pruned trial without parameters if none of them failed.
+
     Args:
         grid: values by parameter name; numbers, strings, booleans or None.
         seed: of the order; None takes it from the study's name, so that all workers of a study agree.
@@ -90,7 +94,7 @@ class SlotGridSampler(SlotSampler):
         return math.prod(len(values) for values in self.grid.values())
 
     def is_exhausted(self, study: Study) -> bool:
-        """Tell whether every point has been started or finished, so that asking for one more would repeat one."""
+        """Tell whether every point has been started or is done, so that one more trial would have none."""
         return next(self._ledger(study).free_slots()) >= len(self)
 
     def _settings(self) -> dict[str, Any]:
@@ -99,26 +103,34 @@ class SlotGridSampler(SlotSampler):
     def _value(self, study: Study, trial: FrozenTrial, slot: int, name: str, distribution: BaseDistribution) -> Any:
         if name not in self.grid:
             raise UserInputError(f"the grid holds {', '.join(self.grid)}, but the objective asked for {name!r}.")
+        if slot >= len(self):
+            raise TrialPruned(f"all {len(self)} points of the grid are done. Stop when is_exhausted(study) says so.")
         order = np.random.default_rng(derive_seed(self._seed(study), "grid")).permutation(len(self))
-        point = next(itertools.islice(itertools.product(*self.grid.values()), int(order[slot % len(self)]), None))
+        point = next(itertools.islice(itertools.product(*self.grid.values()), int(order[slot]), None))
         value = point[list(self.grid).index(name)]
         if not distribution._contains(distribution.to_internal_repr(value)):
             raise UserInputError(f"the grid's {name}={value!r} lies outside of the declared {distribution}.")
         return value
 
-    def _on_settled(self, study: Study, trial: FrozenTrial, ledger: Ledger) -> None:
-        if ledger.slot_for(trial.number) >= len(self):
-            warn_once(
-                f"all {len(self)} points of the grid are done or running: trial {trial.number} repeats one. "
-                "Stop when is_exhausted(study) says so.",
-                key=f"grid exhausted: {study.study_name}",
-            )
+    def _must_wait(self, ledger: Ledger, slot: int, number: int) -> list[FrozenTrial]:
+        """At the end of the grid wait for the points that still run: one that fails is free again."""
+        return [t for t in self._running(ledger, number) if self._asked_by.get(t.number) != threading.get_ident()] * (
+            slot >= len(self)
+        )
+
+    def _running(self, ledger: Ledger, number: int) -> list[FrozenTrial]:
+        """Return the other trials that hold a point."""
+        held = [t for t in ledger.trials if t.state == TrialState.RUNNING and t.number != number]
+        return [t for t in held if (ledger.slot(t) or 0) < len(self) and not ledger.is_guest(t)]
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """Stop the study when no point is left."""
         super().after_trial(study, trial, state, values)
+        if not study._thread_local.in_optimize_loop:
+            return
+        ledger = self._ledger(study)
         runs_again = state == TrialState.FAIL and self._failures(study, trial) < self.retries
-        if not runs_again and self.is_exhausted(study) and study._thread_local.in_optimize_loop:
+        if not runs_again and next(ledger.free_slots()) >= len(self) and not self._running(ledger, trial.number):
             study.stop()
 
     def _failures(self, study: Study, trial: FrozenTrial) -> int:
