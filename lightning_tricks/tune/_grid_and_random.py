@@ -120,8 +120,8 @@ class SlotGridSampler(SlotSampler):
 
     def _running(self, ledger: Ledger, number: int) -> list[FrozenTrial]:
         """Return the other trials that hold a point."""
-        held = [t for t in ledger.trials if t.state == TrialState.RUNNING and t.number != number]
-        return [t for t in held if (ledger.slot(t) or 0) < len(self) and not ledger.is_guest(t)]
+        running = [t for t in ledger.trials if t.state == TrialState.RUNNING and t.number != number]
+        return [t for t in running if (slot := ledger.slot(t)) is not None and slot < len(self)]
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """Stop the study when no point is left."""
