@@ -38,7 +38,8 @@ def recipe(
     return [
         WeightInit("auto", only_new=True),
         ReduceLROnPlateau(monitor, mode=mode, patience=patience // 2),
-        EarlyStopping(monitor, mode=mode, patience=patience),
+        # A reduction that helps renews the patience by its improvement; one that does not must not prolong the run.
+        EarlyStopping(monitor, mode=mode, patience=patience, after_lr_drop="ignore"),
         NormMonitor(),
         ExactResume(),
     ]
