@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lightning_tricks.callbacks import EarlyStopping as EarlyStopping
     from lightning_tricks.callbacks import ExactResume as ExactResume
     from lightning_tricks.callbacks import NormMonitor as NormMonitor
+    from lightning_tricks.callbacks import PruningCallback as PruningCallback
     from lightning_tricks.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
     from lightning_tricks.callbacks import WeightInit as WeightInit
     from lightning_tricks.callbacks import WeightPenalty as WeightPenalty
@@ -36,12 +37,18 @@ if TYPE_CHECKING:
     from lightning_tricks.nets import build_net as build_net
     from lightning_tricks.optim import build_optimizer as build_optimizer
     from lightning_tricks.optim import param_groups as param_groups
+    from lightning_tricks.tune import Choice as Choice
     from lightning_tricks.tune import CoarseToFineSampler as CoarseToFineSampler
+    from lightning_tricks.tune import Float as Float
+    from lightning_tricks.tune import Int as Int
+    from lightning_tricks.tune import SearchResult as SearchResult
+    from lightning_tricks.tune import search as search
     from lightning_tricks.uncertainty import mc_forward as mc_forward
 
 # Where each public name lives. `tests/test_public_api.py` keeps this and the imports above in step.
 _ROOM_OF = {
     "BatchAugment": "data",
+    "Choice": "tune",
     "Classifier": "modules",
     "CoarseToFineSampler": "tune",
     "ConvNet": "nets",
@@ -49,13 +56,17 @@ _ROOM_OF = {
     "EarlyStopping": "callbacks",
     "ExactResume": "callbacks",
     "Finding": "diagnosis",
+    "Float": "tune",
     "ImageDataModule": "data",
     "InitReport": "init",
+    "Int": "tune",
     "MCDropoutPredictor": "modules",
     "MLP": "nets",
     "NormMonitor": "callbacks",
+    "PruningCallback": "callbacks",
     "ReduceLROnPlateau": "callbacks",
     "Regressor": "modules",
+    "SearchResult": "tune",
     "WeightInit": "callbacks",
     "WeightPenalty": "callbacks",
     "build_net": "nets",
@@ -64,6 +75,7 @@ _ROOM_OF = {
     "mc_forward": "uncertainty",
     "param_groups": "optim",
     "recipe": "callbacks",
+    "search": "tune",
 }
 
 __all__ = ["__version__", *_ROOM_OF]

@@ -13,13 +13,23 @@ if TYPE_CHECKING:
     from lightning_tricks.tune._explain import explain as explain
     from lightning_tricks.tune._grid_and_random import SlotGridSampler as SlotGridSampler
     from lightning_tricks.tune._grid_and_random import SlotRandomSampler as SlotRandomSampler
+    from lightning_tricks.tune._result import SearchResult as SearchResult
+    from lightning_tricks.tune._search import search as search
+    from lightning_tricks.tune._space import Choice as Choice
+    from lightning_tricks.tune._space import Float as Float
+    from lightning_tricks.tune._space import Int as Int
 
 # Where each name lives, and whether that module imports Optuna.
 _HOME = {
+    "Choice": ("_space", False),
     "CoarseToFineSampler": ("_coarse_to_fine", True),
+    "Float": ("_space", False),
+    "Int": ("_space", False),
+    "SearchResult": ("_result", True),
     "SlotGridSampler": ("_grid_and_random", True),
     "SlotRandomSampler": ("_grid_and_random", True),
     "explain": ("_explain", True),
+    "search": ("_search", True),
 }
 
 __all__ = [*_HOME]

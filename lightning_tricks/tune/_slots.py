@@ -159,14 +159,24 @@ class SlotSampler(BaseSampler):
 
     # Dead workers.
 
-    def _repair(self, study: Study, me: FrozenTrial) -> bool:
-        """Fail the trials of dead workers, so that their slots are free again; tell whether there were any."""
+    def repair(self, study: Study) -> bool:
+        """Fail the trials of dead workers, so that their slots are run again; tell whether there were any."""
+        return self._repair(study, None)
+
+    def give_back(self, study: Study, trial: FrozenTrial) -> bool:
+        """Free the slot of a trial that this process will not finish; tell whether it had one."""
+        if attribute(trial, self._prefix, "slot") is None:
+            return False
+        self._end(trial)
+        return self._fail(study, trial, "moved")
+
+    def _repair(self, study: Study, me: FrozenTrial | None) -> bool:
         storage = study._storage
         if isinstance(storage, InMemoryStorage):
             return False
         found = False
         for trial in storage.get_all_trials(study._study_id, deepcopy=False):
-            if trial.number == me.number:
+            if me is not None and trial.number == me.number:
                 continue
             if trial.state == TrialState.WAITING and attribute(trial, self._prefix, "slot") is not None:
                 # Another repair put it into the queue, but whoever waits for a round never looks there.
