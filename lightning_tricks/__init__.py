@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lightning_tricks.callbacks import LRFinder as LRFinder
     from lightning_tricks.callbacks import LRFindResult as LRFindResult
     from lightning_tricks.callbacks import NormMonitor as NormMonitor
+    from lightning_tricks.callbacks import PruningCallback as PruningCallback
     from lightning_tricks.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
     from lightning_tricks.callbacks import WeightInit as WeightInit
     from lightning_tricks.callbacks import WeightPenalty as WeightPenalty
@@ -46,6 +47,12 @@ if TYPE_CHECKING:
     from lightning_tricks.optim import param_groups as param_groups
     from lightning_tricks.tune import CVResult as CVResult
     from lightning_tricks.tune import cross_validate as cross_validate
+    from lightning_tricks.tune import Choice as Choice
+    from lightning_tricks.tune import CoarseToFineSampler as CoarseToFineSampler
+    from lightning_tricks.tune import Float as Float
+    from lightning_tricks.tune import Int as Int
+    from lightning_tricks.tune import SearchResult as SearchResult
+    from lightning_tricks.tune import search as search
     from lightning_tricks.uncertainty import mc_forward as mc_forward
 
 # Where each public name lives. `tests/test_public_api.py` keeps this and the imports above in step.
@@ -53,24 +60,30 @@ _ROOM_OF = {
     "ActivationMonitor": "callbacks",
     "BatchAugment": "data",
     "CVResult": "tune",
+    "Choice": "tune",
     "Classifier": "modules",
+    "CoarseToFineSampler": "tune",
     "ConvNet": "nets",
     "DigitsDataModule": "data",
     "EarlyStopping": "callbacks",
     "ExactResume": "callbacks",
     "Finding": "diagnosis",
+    "Float": "tune",
     "ImageDataModule": "data",
     "InitReport": "init",
     "LRFindResult": "callbacks",
     "LRFinder": "callbacks",
+    "Int": "tune",
     "MCDropoutPredictor": "modules",
     "MLP": "nets",
     "PredictionWriter": "callbacks",
     "NormMonitor": "callbacks",
+    "PruningCallback": "callbacks",
     "ReduceLROnPlateau": "callbacks",
     "Regressor": "modules",
     "TabularDataModule": "data",
     "TextDataModule": "data",
+    "SearchResult": "tune",
     "WeightInit": "callbacks",
     "WeightPenalty": "callbacks",
     "build_net": "nets",
@@ -82,6 +95,7 @@ _ROOM_OF = {
     "mc_forward": "uncertainty",
     "param_groups": "optim",
     "recipe": "callbacks",
+    "search": "tune",
 }
 
 __all__ = ["__version__", *_ROOM_OF]

@@ -11,6 +11,7 @@ from lightning_tricks.callbacks._lr_rules import suggest_lr as suggest_lr
 from lightning_tricks.callbacks._norm_monitor import NormMonitor as NormMonitor
 from lightning_tricks.callbacks._plateau import ReduceLROnPlateau as ReduceLROnPlateau
 from lightning_tricks.callbacks._plateau import Reduction as Reduction
+from lightning_tricks.callbacks._pruning import PruningCallback as PruningCallback
 from lightning_tricks.callbacks._recipe import recipe as recipe
 from lightning_tricks.callbacks._weight_init import WeightInit as WeightInit
 from lightning_tricks.callbacks._weight_penalty import WeightPenalty as WeightPenalty
