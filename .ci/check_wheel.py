@@ -6,7 +6,6 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-
 SDIST_ROOTS = {
     "lightning_tricks",
     "tests",

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from lightning_tricks._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from lightning_tricks.callbacks import PredictionWriter as PredictionWriter
     from lightning_tricks.callbacks import ActivationMonitor as ActivationMonitor
     from lightning_tricks.callbacks import EarlyStopping as EarlyStopping
     from lightning_tricks.callbacks import ExactResume as ExactResume
     from lightning_tricks.callbacks import LRFinder as LRFinder
     from lightning_tricks.callbacks import LRFindResult as LRFindResult
     from lightning_tricks.callbacks import NormMonitor as NormMonitor
+    from lightning_tricks.callbacks import PredictionWriter as PredictionWriter
     from lightning_tricks.callbacks import PruningCallback as PruningCallback
     from lightning_tricks.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
     from lightning_tricks.callbacks import WeightInit as WeightInit
@@ -45,13 +45,13 @@ if TYPE_CHECKING:
     from lightning_tricks.nets import convert_norm as convert_norm
     from lightning_tricks.optim import build_optimizer as build_optimizer
     from lightning_tricks.optim import param_groups as param_groups
-    from lightning_tricks.tune import CVResult as CVResult
-    from lightning_tricks.tune import cross_validate as cross_validate
     from lightning_tricks.tune import Choice as Choice
     from lightning_tricks.tune import CoarseToFineSampler as CoarseToFineSampler
+    from lightning_tricks.tune import CVResult as CVResult
     from lightning_tricks.tune import Float as Float
     from lightning_tricks.tune import Int as Int
     from lightning_tricks.tune import SearchResult as SearchResult
+    from lightning_tricks.tune import cross_validate as cross_validate
     from lightning_tricks.tune import search as search
     from lightning_tricks.uncertainty import mc_forward as mc_forward
 
@@ -71,19 +71,19 @@ _ROOM_OF = {
     "Float": "tune",
     "ImageDataModule": "data",
     "InitReport": "init",
+    "Int": "tune",
     "LRFindResult": "callbacks",
     "LRFinder": "callbacks",
-    "Int": "tune",
     "MCDropoutPredictor": "modules",
     "MLP": "nets",
-    "PredictionWriter": "callbacks",
     "NormMonitor": "callbacks",
+    "PredictionWriter": "callbacks",
     "PruningCallback": "callbacks",
     "ReduceLROnPlateau": "callbacks",
     "Regressor": "modules",
+    "SearchResult": "tune",
     "TabularDataModule": "data",
     "TextDataModule": "data",
-    "SearchResult": "tune",
     "WeightInit": "callbacks",
     "WeightPenalty": "callbacks",
     "build_net": "nets",

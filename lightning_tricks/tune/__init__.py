@@ -2,6 +2,7 @@
 
 from lightning_tricks.tune._cross_validate import cross_validate as cross_validate
 from lightning_tricks.tune._cv_result import CVResult as CVResult
+
 """Hyperparameter search and cross-validation.
 
 Names are loaded when they are first touched: importing this room does not import Optuna.
