@@ -1,8 +1,3 @@
-"""Hyperparameter search and cross-validation."""
-
-from lightning_tricks.tune._cross_validate import cross_validate as cross_validate
-from lightning_tricks.tune._cv_result import CVResult as CVResult
-
 """Hyperparameter search and cross-validation.
 
 Names are loaded when they are first touched: importing this room does not import Optuna.
@@ -15,6 +10,8 @@ from lightning_tricks._base import require_extra
 
 if TYPE_CHECKING:
     from lightning_tricks.tune._coarse_to_fine import CoarseToFineSampler as CoarseToFineSampler
+    from lightning_tricks.tune._cross_validate import cross_validate as cross_validate
+    from lightning_tricks.tune._cv_result import CVResult as CVResult
     from lightning_tricks.tune._explain import explain as explain
     from lightning_tricks.tune._grid_and_random import SlotGridSampler as SlotGridSampler
     from lightning_tricks.tune._grid_and_random import SlotRandomSampler as SlotRandomSampler
@@ -26,6 +23,7 @@ if TYPE_CHECKING:
 
 # Where each name lives, and whether that module imports Optuna.
 _HOME = {
+    "CVResult": ("_cv_result", False),
     "Choice": ("_space", False),
     "CoarseToFineSampler": ("_coarse_to_fine", True),
     "Float": ("_space", False),
@@ -33,6 +31,7 @@ _HOME = {
     "SearchResult": ("_result", True),
     "SlotGridSampler": ("_grid_and_random", True),
     "SlotRandomSampler": ("_grid_and_random", True),
+    "cross_validate": ("_cross_validate", False),
     "explain": ("_explain", True),
     "search": ("_search", True),
 }
