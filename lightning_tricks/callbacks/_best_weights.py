@@ -33,6 +33,7 @@ class Best:
         tensors: parameters and buffers by name (this rank's shard of them), or None.
         file: where they are instead, or None.
         optimizers: the state of each optimizer, without its learning rates, or None.
+        in_module: the module itself holds them; training is over.
     """
 
     score: float
@@ -41,6 +42,7 @@ class Best:
     tensors: dict[str, Tensor] | None = None
     file: str | None = None
     optimizers: list[dict[str, Any]] | None = None
+    in_module: bool = False
 
 
 def averaged(trainer: Trainer) -> nn.Module | None:
@@ -152,10 +154,15 @@ def write_file(path: Path, content: dict[str, Any]) -> None:
         raise
 
 
-def restore(trainer: Trainer, module: LightningModule, best: Best) -> None:
+def restore(trainer: Trainer, module: LightningModule, best: Best, *, average_too: bool) -> None:
     """Put the best weights (and the optimizers' memory, if kept) back, without communication.
 
-    With weight averaging the average gets them too: it would otherwise be copied over them when training ends.
+    Args:
+        trainer: the running trainer.
+        module: its module.
+        best: what to put back.
+        average_too: with weight averaging, write the average as well. It would otherwise be copied over the module
+            when training ends, or go on averaging from elsewhere.
     """
     tensors, optimizers = best.tensors, best.optimizers
     if best.file is not None:
@@ -164,7 +171,7 @@ def restore(trainer: Trainer, module: LightningModule, best: Best) -> None:
     if tensors is None:
         return
     put_back(module, tensors)
-    if (average := averaged(trainer)) is not None:
+    if average_too and (average := averaged(trainer)) is not None:
         put_back(average, tensors)
     if optimizers is not None:
         put_back_optimizers(trainer, optimizers)

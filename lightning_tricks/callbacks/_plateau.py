@@ -242,7 +242,7 @@ class ReduceLROnPlateau(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the best weights, if kept, beside the last ones."""
-        self._keeper.save(pl_module, checkpoint)
+        self._keeper.save(trainer, pl_module, checkpoint)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the best weights out of the checkpoint."""

@@ -4,6 +4,8 @@ from lightning_tricks.plots._confusion import confusion_matrix as confusion_matr
 from lightning_tricks.plots._curves import learning_curves as learning_curves
 from lightning_tricks.plots._data import plot_image_rows as plot_image_rows
 from lightning_tricks.plots._init import signal_figure as signal_figure
+from lightning_tricks.plots._lr import lr_find_figure as lr_find_figure
+from lightning_tricks.plots._norms import plot_activations as plot_activations
 from lightning_tricks.plots._norms import plot_gradient_norms as plot_gradient_norms
 from lightning_tricks.plots._norms import plot_update_ratios as plot_update_ratios
 from lightning_tricks.plots._norms import plot_weight_norms as plot_weight_norms
