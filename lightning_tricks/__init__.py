@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from lightning_tricks._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from lightning_tricks.callbacks import PredictionWriter as PredictionWriter
     from lightning_tricks.callbacks import EarlyStopping as EarlyStopping
     from lightning_tricks.callbacks import ExactResume as ExactResume
     from lightning_tricks.callbacks import NormMonitor as NormMonitor
+    from lightning_tricks.callbacks import PredictionWriter as PredictionWriter
     from lightning_tricks.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
     from lightning_tricks.callbacks import WeightInit as WeightInit
     from lightning_tricks.callbacks import WeightPenalty as WeightPenalty
