@@ -72,7 +72,8 @@ def mutual_information(
         correct_bias: add the term above.
 
     Returns:
-        One number per row (and pixel, ...), 0 (all passes agree) or more.
+        One number per row (and pixel, ...), 0 (all passes agree) or more. The plug-in value is at most ``log(C)``;
+        the correction is right on average and may lift a single row above that if the passes are few.
 
     Raises:
         UserInputError: if the values are no probabilities or there is one pass only.
