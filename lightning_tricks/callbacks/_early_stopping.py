@@ -146,6 +146,8 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
             divergence_threshold=divergence_threshold,
         )
         self.min_delta = min_delta  # Lightning's constructor negates it
+        # Lightning asks for the key at every hook of every step
+        self._state_key = self._generate_state_key(monitor=self.monitor, mode=self.mode)
         self.monitors, self.stop, self.restore_best = monitors, stop, restore_best
         self.start_from, self.min_delta_kind = start_from, min_delta_kind
         self._keeper = BestKeeper(
@@ -157,6 +159,11 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
             folder=dirpath,
         )
         self._reset()
+
+    @property
+    def state_key(self) -> str:
+        """Tell callbacks of this class apart in a checkpoint, by what they monitor."""
+        return self._state_key
 
     @property
     def reason(self) -> EarlyStoppingReason:

@@ -137,6 +137,8 @@ class ReduceLROnPlateau(Callback):
             smooth=smooth,
             window=smooth_window,
         )
+        # Lightning asks for the key at every hook of every step
+        self._state_key = self._generate_state_key(monitor=self.monitor, mode=self.mode)
         self._reducer = Reducer(factor, min_lr, eps)
         self._keeper = BestKeeper(
             "ReduceLROnPlateau",
@@ -151,7 +153,7 @@ class ReduceLROnPlateau(Callback):
     @property
     def state_key(self) -> str:
         """Tell callbacks of this class apart in a checkpoint, by what they monitor."""
-        return self._generate_state_key(monitor=self.monitor, mode=self.mode)
+        return self._state_key
 
     def simulate(self, values: Iterable[float], *, lr: float = 1.0) -> list[float]:
         """Return the learning rate after each value of a given curve.
