@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_tricks import NormMonitor
 from lightning_tricks._base import UserInputError
+from lightning_tricks.callbacks._norm_measure import local_part, squared_norms
 
 LAYERS = ["net.0", "net.2", "net.4"]
 STEPS = 4
@@ -125,12 +126,13 @@ def test_one_process(clip, accumulate):
     assert_same(records(monitor), reference(clip=clip))
 
 
-def test_ranks_that_reduce_gradients():
-    def rank(rank):
-        options = {"strategy": DDPStrategy(), "devices": 2, "gradient_clip_val": 0.7}
-        return records(fit(data=half_loader(rank), use_distributed_sampler=False, **options)[1])
+def reducing_rank(rank):
+    options = {"strategy": DDPStrategy(), "devices": 2, "gradient_clip_val": 0.7}
+    return records(fit(data=half_loader(rank), use_distributed_sampler=False, **options)[1])
 
-    for found in run_ranks(rank):
+
+def test_ranks_that_reduce_gradients():
+    for found in run_ranks(reducing_rank):
         assert_same(found, reference(clip=0.7))
 
 
@@ -143,44 +145,44 @@ class Sharded(Module):
         fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
 
 
-def test_sharded_parameters():
-    def rank(rank):
-        strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
-        monitor = NormMonitor(every_n_steps=1)
-        calls = []
-        reduce = torch.distributed.all_reduce
-        torch.distributed.all_reduce = lambda *a, **k: (calls.append(a[0].shape), reduce(*a, **k))[1]
-        options = {"strategy": strategy, "devices": 2, "use_distributed_sampler": False, "log_every_n_steps": 2}
+def sharding_rank(rank):
+    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+    monitor = NormMonitor(every_n_steps=1)
+    calls = []
+    reduce = torch.distributed.all_reduce
+    torch.distributed.all_reduce = lambda *a, **k: (calls.append(tuple(a[0].shape)), reduce(*a, **k))[1]
+    options = {"strategy": strategy, "devices": 2, "use_distributed_sampler": False, "log_every_n_steps": 2}
+    try:
         fit(Sharded(), monitor, half_loader(rank), **options)
-        return records(monitor), [shape for shape in calls if len(shape) == 3]
+    finally:
+        torch.distributed.all_reduce = reduce
+    return records(monitor), [shape for shape in calls if len(shape) == 3]
 
-    for found, calls in run_ranks(rank):
+
+def test_sharded_parameters():
+    for found, calls in run_ranks(sharding_rank):
         assert_same(found, reference())
         assert calls == [(2, len(LAYERS) + 1, 6)] * 2, "one sum over the ranks per logging step"
 
 
-def test_parameters_that_only_some_axes_shard():
-    """Two ranks, one weight sharded over both and one replicated as DTensor: each value counts once."""
+def placing_rank(rank):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-    def rank(rank):
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+    torch.distributed.init_process_group("gloo")
+    mesh = init_device_mesh("cpu", (2,))
+    full = torch.arange(15.0).view(5, 3)  # 3 rows here, 2 there
+    total = torch.zeros(3, dtype=torch.float64)
+    tensors = [distribute_tensor(full, mesh, [Shard(0)]), distribute_tensor(full, mesh, [Replicate()]), full]
+    for i, tensor in enumerate(tensors):
+        part, weight = local_part(tensor, 2)
+        total[i] = squared_norms([part])[0] * weight
+    torch.distributed.all_reduce(total)
+    return total.tolist()
 
-        from lightning_tricks.callbacks._norm_measure import local_part, squared_norms
 
-        torch.distributed.init_process_group("gloo")
-        mesh = init_device_mesh("cpu", (2,))
-        full = torch.arange(15.0).view(5, 3)  # 3 rows here, 2 there
-        total = torch.zeros(3, dtype=torch.float64)
-        for i, tensor in enumerate(
-            [distribute_tensor(full, mesh, [Shard(0)]), distribute_tensor(full, mesh, [Replicate()]), full]
-        ):
-            part, weight = local_part(tensor, 2)
-            total[i] = squared_norms([part])[0] * weight
-        torch.distributed.all_reduce(total)
-        return total.tolist()
-
-    assert run_ranks(rank) == [[1015.0] * 3] * 2
+def test_sharded_and_replicated_values_count_once():
+    assert run_ranks(placing_rank) == [[1015.0] * 3] * 2
 
 
 class Oracle(Module):
@@ -587,7 +589,7 @@ def test_table_derives_ratio_and_layers_in_forward_order():
     assert table["values"][:4] == [56 + 45 + 12, 56, 45, 12]
 
 
-@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:You're resuming from a checkpoint that ended")
 def test_second_fit_starts_fresh_and_resume_does_not(tmp_path):
     _, monitor, _ = fit(max_epochs=2)
     whole = records(monitor)

@@ -11,8 +11,8 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import Dataset
 
-from lightning_tricks import DigitsDataModule
-from lightning_tricks._base import UserInputError
+from lightning_tricks import MLP, Classifier, DigitsDataModule, ExactResume, ImageDataModule
+from lightning_tricks._base import UserInputError, isolated_rng
 from lightning_tricks.data._datamodule import SplitDataModule
 from lightning_tricks.data._loading import (
     BatchKeys,
@@ -240,6 +240,26 @@ def test_resume_in_mid_epoch_with_another_batch_size_goes_on_at_the_same_sample(
     assert sorted(seen) == sorted(flat(rows.tolist() for rows, _ in Rows(batch_size=10).train_dataloader()))
 
 
+@without_the_saver
+@pytest.mark.parametrize("step", [5, 17, 20])
+def test_exact_resume_with_dropout_and_augmentation(tmp_path, step):
+    images = torch.randint(256, (100, 1, 6, 6), dtype=torch.uint8)
+
+    def go(path=None, *callbacks):
+        data = ImageDataModule.from_arrays(images, torch.arange(100) % 2, batch_size=6, augment="standard")
+        with isolated_rng(seed=1):
+            model = Classifier(MLP(36, 2, hidden_features=(8,), dropout=0.5), num_classes=2)
+        trainer = quiet_trainer(
+            max_epochs=3, callbacks=[ExactResume(), *callbacks], enable_checkpointing=bool(callbacks)
+        )
+        trainer.fit(model, data, ckpt_path=path)
+        return torch.nn.utils.parameters_to_vector(model.parameters())
+
+    whole = go(None, ModelCheckpoint(dirpath=tmp_path, save_top_k=-1, every_n_train_steps=1, filename="{step}"))
+    torch.manual_seed(99)
+    assert torch.equal(go(tmp_path / f"step={step}.ckpt"), whole)
+
+
 # Lightning's switches.
 
 
@@ -331,7 +351,7 @@ def test_bad_options_get_a_sentence(options, message):
         ({"split": {"train": [0, 50], "val": [1]}}, r"in \[0, 49\], but train has 50"),
         ({"split": {"train": [], "val": [1]}}, "train is empty"),
         ({"split": {"train": [1, 1], "val": [0]}}, "train and train share"),
-        ({"split_by": "group"}, "needs group=..., one value per row"),
+        ({"split_by": "group"}, "needs groups=..., one value per row"),
         ({"split_by": "class"}, "needs class labels"),
         ({"groups": [1, 2]}, "50 rows, but got 2 values"),
     ],

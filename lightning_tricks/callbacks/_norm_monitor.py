@@ -25,7 +25,7 @@ from lightning_tricks._base import (
 from lightning_tricks.callbacks._forward_order import first_uses
 from lightning_tricks.callbacks._norm_files import NormFile
 from lightning_tricks.callbacks._norm_history import TOTAL, Block, NormHistory, columns
-from lightning_tricks.callbacks._norm_layers import is_sharded, layers_of, members_of
+from lightning_tricks.callbacks._norm_layers import is_sharded, layers_of, may_change_gradients, members_of
 from lightning_tricks.callbacks._norm_nonfinite import first_nonfinite, nonfinite_message
 from lightning_tricks.callbacks._norm_recorder import NormRecorder, Record
 from lightning_tricks.callbacks._norm_summary import layer_table, step_metrics
@@ -129,10 +129,12 @@ class NormMonitor(Callback):
         self._at: tuple[int, int] | None = None
         self._trained: tuple[bool, ...] = ()
         self._look_at_order = False
+        self._looked = False
         self._uses: dict[str, int] = {}
         self._file: NormFile | None = None
         self._plotted = 0
         self._watching = False
+        self._clipping = True
         self._sentinels: list[int] = []
         self._log_every = 1
         self._logged = 0
@@ -211,6 +213,7 @@ class NormMonitor(Callback):
         self._look_at_order = True
         # Under a loss scaler infinities are everyday; on shards the ranks could disagree about what to measure.
         self._watching = self.find_nonfinite and getattr(trainer.precision_plugin, "scaler", None) is None
+        self._clipping = may_change_gradients(trainer, self)
         self._log_every = max(1, getattr(trainer, "log_every_n_steps", 50))
         self._logged = trainer.global_step // self._log_every
         self._counts += [0] * (len(trainer.optimizers) - len(self._counts))
@@ -225,6 +228,7 @@ class NormMonitor(Callback):
         """Read the order of the layers from the graph, when it is not known."""
         if not self._look_at_order:
             return
+        self._looked = True
         uses = first_uses(loss)
         for name, parameters in layers_of(pl_module, self.depth):
             found = [uses[id(p)] for p in parameters if id(p) in uses]
@@ -240,9 +244,9 @@ class NormMonitor(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """On logging steps, empty the ring and write."""
         self._close()
-        if self._uses:  # the numbers of one batch can be compared, those of two cannot
+        if self._looked:  # the numbers of one batch can be compared, those of two cannot
             self._history.first_use.update(self._uses)
-            self._uses, self._look_at_order = {}, False
+            self._uses, self._look_at_order, self._looked = {}, False, False
         logged, self._logged = self._logged, trainer.global_step // self._log_every
         if self._recorder is not None and (self._recorder.is_full or logged != self._logged):
             self._flush(trainer, write=True)
@@ -301,7 +305,8 @@ class NormMonitor(Callback):
             self._watching = False
             self._open(trainer, number)
             if self._record is not None:  # too late to measure after clipping
-                recorder.measure_before_update(self._record, clipped=False)
+                recorder.measure_gradients(self._record)
+                recorder.measure_before_update(self._record, clipping=None if self._clipping else False)
         return self._record
 
     def _open(self, trainer: Trainer, number: int) -> None:
@@ -360,7 +365,7 @@ class NormMonitor(Callback):
 
     def _measure_before_update(self, record: Record) -> None:
         if self._recorder is not None and not record.at_update:
-            self._recorder.measure_before_update(record)
+            self._recorder.measure_before_update(record, clipping=self._clipping)
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         record = self._record

@@ -20,7 +20,6 @@ from lightning_tricks._base import (
 )
 from lightning_tricks.init import COLUMNS, InitReport, init_weights, is_small, untouched_modules
 from lightning_tricks.init._api import SCHEMES, Scheme
-from lightning_tricks.plots import signal_figure
 
 
 class WeightInit(Callback):
@@ -142,6 +141,8 @@ class WeightInit(Callback):
     def _log(self, trainer: Trainer, report: InitReport) -> None:
         log_table(trainer, "init/parameters", COLUMNS, report.table())
         if report.signals:
+            from lightning_tricks.plots import signal_figure
+
             _, *columns = zip(*report.signals, strict=True)
             outputs = {"before": columns[0], "after": columns[1]}
             gradients = {"before": columns[2], "after": columns[3]}

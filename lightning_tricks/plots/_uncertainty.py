@@ -186,6 +186,110 @@ def uncertainty_histogram(groups: Mapping[str, Array], *, name: str = "uncertain
     return figure
 
 
+def convergence_plot(
+    samples: Array, *, name: str = "mean prediction", count: int = 6, tolerance: float | None = None
+) -> Figure:
+    """Draw the running mean over the passes with its Monte-Carlo standard error, one line per row: is T large enough?
+
+    Args:
+        samples: ``(S, N)``: S passes, at least 2, of one number for each of N rows, or ``(S,)`` for a single one.
+        name: what the number is, with its unit.
+        count: rows to draw, spread evenly over the spread of their passes, the steadiest and the wildest among them.
+        tolerance: draw the pass after which every row's standard error stays at or below this.
+
+    Raises:
+        UserInputError: if the samples have another shape or there is one pass only.
+
+    Example:
+        >>> figure = convergence_plot(torch.rand(50, 20), count=3)
+        >>> len(figure.axes[0].lines)
+        3
+    """
+    check_range("count", count, low=1)
+    passes = _array(samples)
+    passes = passes[:, None] if passes.ndim == 1 else passes
+    if passes.ndim != 2 or len(passes) < 2:
+        raise UserInputError(f"samples must be (S, N) with S at least 2, but got shape {passes.shape}.")
+    seen = np.arange(1, len(passes) + 1)[:, None]
+    start = passes[0]  # differences to it: exact where the values are large and close
+    mean = np.cumsum(passes - start, axis=0) / seen
+    squares = np.cumsum((passes - start) ** 2, axis=0) / seen - mean**2
+    error = np.sqrt(np.maximum(squares, 0) / np.maximum(seen - 1, 1))  # std / sqrt(S), ddof 1
+    order = np.argsort(error[-1])
+    chosen = np.unique(order[np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)])
+    figure, ax = new_figure()
+    for i, row in enumerate(chosen):
+        line, spread = mean[1:, row] + start[row], error[1:, row]
+        ax.plot(seen[1:, 0], line, color=COLORS[i % 6], linestyle=DASHES[i % 6], linewidth=1.2)
+        ax.fill_between(seen[1:, 0], line - spread, line + spread, color=COLORS[i % 6], alpha=0.15, linewidth=0)
+    above = np.flatnonzero((error[1:] > tolerance).any(axis=1)) if tolerance is not None else np.empty(0)
+    enough = 2 if not len(above) else above[-1] + 3
+    if tolerance is not None and enough <= len(passes):
+        ax.axvline(enough, color="0.4", linewidth=1)
+        late = enough > len(passes) ** 0.5  # beyond the middle of a logarithmic axis
+        ax.annotate(
+            f"{enough} passes: error ≤ {tolerance:g}", (enough, 1), xycoords=("data", "axes fraction"),
+            xytext=(-4 if late else 4, -10), textcoords="offset points", ha="right" if late else "left", fontsize=8,
+        )  # fmt: skip
+    ax.set(xlabel="stochastic passes", ylabel=f"{name} ± standard error", xscale="log", xlim=(2, len(passes)))
+    return figure
+
+
+def regression_band(
+    x: Array,
+    mean: Array,
+    std: Array,
+    *,
+    total_std: Array | None = None,
+    truth: tuple[Array, Array] | None = None,
+    train: tuple[Array, Array] | None = None,
+    z: float = 1.96,
+) -> Figure:
+    """Draw a one-dimensional regression: the mean, the band of the net's doubt, and that of doubt and noise together.
+
+    Args:
+        x: inputs ``(N,)``, in any order.
+        mean: predictions at them.
+        std: standard deviation across the passes (epistemic).
+        total_std: standard deviation of the next observation.
+        truth: inputs and values of the true function.
+        train: inputs and targets that the net was trained on.
+        z: half the width of a band in standard deviations, above 0; 1.96 holds 95 % of a Gaussian.
+
+    Raises:
+        UserInputError: if the lengths differ or ``z`` is out of its range.
+
+    Example:
+        >>> figure = regression_band([0.0, 1.0], [0.0, 1.0], [0.1, 0.2], train=([0.5], [0.4]))
+        >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+        ['±1.96 std of the passes', 'mean', 'training data']
+    """
+    check_range("z", z, low=0, open_low=True)
+    inputs, middle, spread = (_array(values).ravel() for values in (x, mean, std))
+    total = None if total_std is None else _array(total_std).ravel()
+    for what, values in (("mean", middle), ("std", spread), ("total_std", total)):
+        if values is not None and len(values) != len(inputs):
+            raise UserInputError(f"expected one of {what} per input ({len(inputs)}), but got {len(values)}.")
+    order = np.argsort(inputs)
+    figure, ax = new_figure()
+    bands = [(total, f"±{z:g} std with noise", "0.75"), (spread, f"±{z:g} std of the passes", COLORS[4])]
+    for values, label, color in bands:
+        if values is not None:
+            low, high = (middle - z * values)[order], (middle + z * values)[order]
+            ax.fill_between(inputs[order], low, high, color=color, alpha=0.5, linewidth=0, label=label)
+    ax.plot(inputs[order], middle[order], color=COLORS[0], label="mean")
+    if truth is not None:
+        at = np.argsort(_array(truth[0]).ravel())
+        ax.plot(
+            _array(truth[0]).ravel()[at], _array(truth[1]).ravel()[at], color=COLORS[1], linestyle="--", label="truth"
+        )
+    if train is not None:
+        ax.plot(*(_array(values).ravel() for values in train), "k.", markersize=4, label="training data")
+    ax.set(xlabel="input", ylabel="target")
+    ax.legend(fontsize=8, frameon=False)
+    return figure
+
+
 def _names(labels: Sequence[str], count: int) -> Sequence[str]:
     if labels and len(labels) != count:
         raise UserInputError(f"expected one label per grouping ({count}), but got {len(labels)}.")

@@ -1,5 +1,9 @@
 """Monte-Carlo dropout: the engine, measures of uncertainty, metrics."""
 
+from lightning_tricks.uncertainty._calibration import ConformalInterval as ConformalInterval
+from lightning_tricks.uncertainty._calibration import ConformalSet as ConformalSet
+from lightning_tricks.uncertainty._calibration import SpreadScaling as SpreadScaling
+from lightning_tricks.uncertainty._calibration import TemperatureScaling as TemperatureScaling
 from lightning_tricks.uncertainty._engine import MCEngine as MCEngine
 from lightning_tricks.uncertainty._engine import mc_forward as mc_forward
 from lightning_tricks.uncertainty._engine_mode import StochasticSite as StochasticSite
@@ -13,8 +17,27 @@ from lightning_tricks.uncertainty._measures import variation_ratio as variation_
 from lightning_tricks.uncertainty._measures_regression import decompose_variance as decompose_variance
 from lightning_tricks.uncertainty._measures_regression import mixture_log_likelihood as mixture_log_likelihood
 from lightning_tricks.uncertainty._measures_regression import predictive_quantile as predictive_quantile
+from lightning_tricks.uncertainty._metrics import AUGRC as AUGRC
+from lightning_tricks.uncertainty._metrics import AURC as AURC
+from lightning_tricks.uncertainty._metrics import AdaptiveCalibrationError as AdaptiveCalibrationError
+from lightning_tricks.uncertainty._metrics import BrierScore as BrierScore
+from lightning_tricks.uncertainty._metrics import CoverageAtRisk as CoverageAtRisk
+from lightning_tricks.uncertainty._metrics import ExcessAURC as ExcessAURC
+from lightning_tricks.uncertainty._metrics import IntervalCoverage as IntervalCoverage
+from lightning_tricks.uncertainty._metrics import IntervalWidth as IntervalWidth
+from lightning_tricks.uncertainty._metrics import NegativeLogLikelihood as NegativeLogLikelihood
+from lightning_tricks.uncertainty._metrics import UncertaintyAUROC as UncertaintyAUROC
 from lightning_tricks.uncertainty._metrics_calibration import CalibrationBins as CalibrationBins
 from lightning_tricks.uncertainty._metrics_calibration import calibration_bins as calibration_bins
 from lightning_tricks.uncertainty._metrics_calibration import expected_calibration_error as expected_calibration_error
+from lightning_tricks.uncertainty._metrics_regression import crps as crps
+from lightning_tricks.uncertainty._metrics_regression import inside_interval as inside_interval
+from lightning_tricks.uncertainty._metrics_selective import augrc as augrc
+from lightning_tricks.uncertainty._metrics_selective import aurc as aurc
+from lightning_tricks.uncertainty._metrics_selective import coverage_at_risk as coverage_at_risk
+from lightning_tricks.uncertainty._metrics_selective import excess_aurc as excess_aurc
+from lightning_tricks.uncertainty._metrics_selective import risk_at_coverage as risk_at_coverage
+from lightning_tricks.uncertainty._metrics_selective import risk_coverage as risk_coverage
+from lightning_tricks.uncertainty._metrics_selective import uncertainty_auroc as uncertainty_auroc
 from lightning_tricks.uncertainty._streams import RunningMoments as RunningMoments
 from lightning_tricks.uncertainty._streams import SampleStream as SampleStream

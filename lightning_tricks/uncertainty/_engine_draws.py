@@ -43,7 +43,7 @@ class Draws:
         self.row_size = 0
 
     def keep(self, site: str, keep: float, shape: Sequence[int], device: torch.device) -> Tensor:
-        """Return a Boolean mask that broadcasts against ``shape``, true with probability ``keep``."""
+        """Return a mask of zeros and ones, uint8, that broadcasts against ``shape``; one with probability ``keep``."""
 
         def draw(**where: Any) -> Tensor:
             return self.noise.keep(site, keep, **where)

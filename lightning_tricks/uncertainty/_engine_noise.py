@@ -5,9 +5,9 @@ part of any stream is reached at once, so a row's numbers do not depend on which
 It is drawn outside torch, so no global stream moves and functorch has nothing to object to.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_tricks._base import derive_seed
 
-Kind = Literal["halves", "uniform", "normal", "exponential"]
+Kind = Literal["uniform", "normal", "exponential"]
 
 # Philox4x64 makes four 64-bit words per step of its counter.
 _WORDS_PER_STEP = 4
@@ -49,28 +49,34 @@ class KeyedNoise:
         self._state = self._philox.state
 
     def draw(self, kind: Kind, site: str, *, samples: range, rows: Sequence[int], size: int) -> Tensor:
-        """Return random numbers of shape ``(S, B, size)``: int16 for ``"halves"``, float32 otherwise."""
-        per_word = 4 if kind == "halves" else 2
-        steps = -(-size // (per_word * _WORDS_PER_STEP))
-        words = np.empty((len(rows), len(samples), steps * _WORDS_PER_STEP), dtype=np.uint64)
-        for row, into in zip(rows, words, strict=True):
-            self._seek(site, row, samples.start * steps)
-            into.reshape(-1)[:] = self._philox.random_raw(into.size)
-        if kind == "halves":
-            numbers = torch.from_numpy(words.view(np.int16)[..., :size])
-        else:
-            numbers = _SHAPED[kind](_open_uniform(words.view(np.uint32)[..., :size]))
-        return numbers.transpose(0, 1)
+        """Return float32 numbers of shape ``(S, B, size)``."""
+        uniform = np.empty((len(samples), len(rows), size), dtype=np.float32)
+        for position, row in enumerate(rows):
+            # 24 bits deep and never 0 or 1, so that logarithms and quantile functions stay finite
+            words = self._words(site, row, samples, size, np.uint32) >> 8
+            np.multiply(words + np.float32(0.5), np.float32(2**-24), out=uniform[:, position])
+        return _SHAPED[kind](torch.from_numpy(uniform))
 
     def keep(self, site: str, keep: float, *, samples: range, rows: Sequence[int], size: int) -> Tensor:
-        """Return a Boolean mask of shape ``(S, B, size)``, true with probability ``keep``.
+        """Return a mask of zeros and ones, uint8 ``(S, B, size)``, one with probability ``keep``.
 
         ``keep`` is rounded to a multiple of 2⁻¹⁶, or of 2⁻²⁴ within 0.01 of 0 or 1.
         """
         if not 0.01 <= keep <= 0.99:
-            return self.draw("uniform", site, samples=samples, rows=rows, size=size) < keep
-        halves = self.draw("halves", site, samples=samples, rows=rows, size=size)
-        return halves < round(keep * 65536) - 32768
+            return (self.draw("uniform", site, samples=samples, rows=rows, size=size) < keep).view(torch.uint8)
+        mask = np.empty((len(samples), len(rows), size), dtype=np.bool_)
+        below = round(keep * 65536) - 32768
+        for position, row in enumerate(rows):
+            np.less(self._words(site, row, samples, size, np.int16), below, out=mask[:, position])
+        return torch.from_numpy(mask).view(torch.uint8)
+
+    def _words(self, site: str, row: int, samples: range, size: int, dtype: type) -> NDArray[Any]:
+        """Return random words ``(S, size)`` of one row; each sample starts at a step of the counter of its own."""
+        per_step = _WORDS_PER_STEP * 8 // np.dtype(dtype).itemsize
+        steps = -(-size // per_step)
+        self._seek(site, row, samples.start * steps)
+        words: NDArray[Any] = self._philox.random_raw(len(samples) * steps * _WORDS_PER_STEP)
+        return words.view(dtype).reshape(len(samples), -1)[:, :size]
 
     def _seek(self, site: str, row: int, step: int) -> None:
         state = self._state
@@ -80,12 +86,7 @@ class KeyedNoise:
         self._philox.state = state
 
 
-def _open_uniform(words: NDArray[np.uint32]) -> Tensor:
-    """Map 32-bit words to float32 in the open interval (0, 1), 24 bits deep."""
-    return torch.from_numpy(((words >> 8).astype(np.float32) + np.float32(0.5)) * np.float32(2**-24))
-
-
-_SHAPED = {
+_SHAPED: dict[Kind, Callable[[Tensor], Tensor]] = {
     "uniform": lambda u: u,
     "normal": torch.special.ndtri,
     "exponential": lambda u: -torch.log(u),

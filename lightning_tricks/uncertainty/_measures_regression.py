@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_tricks._base import UserInputError, check_range
-from lightning_tricks.uncertainty._measures import as_float, sample_quantile
+from lightning_tricks.uncertainty._measures import as_float
 
 
 def mixture_log_likelihood(
@@ -129,7 +129,7 @@ def predictive_quantile(
         raise UserInputError("expected one of tau and log_variance, but got both.")
     samples = as_float(samples)
     if tau is None and log_variance is None:
-        return sample_quantile(samples, level)
+        return samples.quantile(level, dim=0)
     if log_variance is not None:
         scale = (0.5 * as_float(log_variance)).exp()
     else:

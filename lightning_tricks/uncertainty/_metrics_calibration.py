@@ -56,11 +56,10 @@ def calibration_bins(
     confidence, right = confidence.flatten(), correct.flatten()
     if not len(confidence):
         raise UserInputError("expected at least one answer, but got none.")
-    confidence = confidence.double()
     if bool(confidence.isnan().any()) or bool(((confidence < 0) | (confidence > 1 + 1e-3)).any()):
         raise UserInputError("confidence must be between 0 and 1 without NaN. Take the largest mean probability.")
     if binning == "width":
-        edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=confidence.device)
+        edges = torch.linspace(0, 1, bins + 1, dtype=confidence.dtype, device=confidence.device)
         group = (torch.bucketize(confidence, edges) - 1).clamp(0, bins - 1)
     else:
         ordered, order = confidence.sort()
@@ -74,7 +73,7 @@ def calibration_bins(
 def _grouped(edges: Tensor, group: Int[Tensor, " n"], confidence: Tensor, right: Tensor) -> CalibrationBins:
     bins = len(edges) - 1
     count = torch.bincount(group, minlength=bins)
-    total = torch.bincount(group, weights=confidence, minlength=bins)
+    total = torch.bincount(group, weights=confidence.double(), minlength=bins)
     hits = torch.bincount(group, weights=right.double(), minlength=bins)
     return CalibrationBins(edges.float(), (total / count).float(), (hits / count).float(), count)
 

@@ -1,9 +1,10 @@
 """Plan, fold, apply: the class that users see."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from math import isfinite
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -152,8 +153,8 @@ class BatchAugment:
         check_batch(batch, plan)
         moves = [step for step in plan.steps if not isinstance(step[0], MixOp)]
         mixes = [step for step in plan.steps if isinstance(step[0], MixOp)]
-        stages = fold(moves, plan.shape[1:], plan.shape[0], self.padding)
-        with torch.no_grad(), torch.autocast(batch.images.device.type, enabled=False):
+        with torch.no_grad(), _full_precision(batch.images.device.type):
+            stages = fold(moves, plan.shape[1:], plan.shape[0], self.padding)
             images = self._images(batch.images, stages, normalized)
             warps = [stage for stage in stages if isinstance(stage, Warp)]
             moved = replace(
@@ -208,6 +209,13 @@ class BatchAugment:
                 "or one per channel."
             )
         return Space(tuple(1 / s for s in std), tuple(-m / s for m, s in zip(mean, std, strict=True)))
+
+
+def _full_precision(device: str) -> AbstractContextManager[Any]:
+    """Return a block in which autocast rests: bfloat16 would round every colour to 8 bits of mantissa."""
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 def _run(images: Tensor, stages: Sequence[Stage], space: Space, out: Tensor) -> None:

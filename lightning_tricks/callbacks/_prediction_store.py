@@ -1,0 +1,131 @@
+"""Rows of predictions on disk: appended batch by batch, read back in any order, never all in memory."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_tricks._base import UserInputError
+
+Columns = dict[str, NDArray[Any]]
+
+# Rows that are read and written together: a few megabytes for the usual summaries.
+BLOCK_ROWS = 4096
+
+
+class ColumnStore:
+    """One folder with one flat binary file per column, all rows of one shape.
+
+    Args:
+        folder: made if missing; must be empty.
+
+    Example:
+        >>> import tempfile
+        >>> store = ColumnStore(Path(tempfile.mkdtemp()) / "part")
+        >>> store.append({"index": np.array([1, 0]), "mean": np.array([[0.5], [0.25]])})
+        >>> store.close()
+        >>> read_store(store.folder)["mean"].shape
+        (2, 1)
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rows = 0
+        self._files: dict[str, BinaryIO] = {}
+        self._layout: dict[str, tuple[str, list[int]]] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def append(self, columns: Mapping[str, NDArray[Any]]) -> None:
+        """Add rows.
+
+        Raises:
+            UserInputError: if names, types or shapes differ from the rows before, or columns differ in length.
+        """
+        layout = {name: (values.dtype.str, list(values.shape[1:])) for name, values in columns.items()}
+        if not self._layout:
+            self._layout = layout
+            self._files = {name: (self.folder / f"{at}.bin").open("wb") for at, name in enumerate(layout)}
+        if layout != self._layout:
+            raise UserInputError(
+                f"every batch must give the same columns and shapes per row, but {self._news(layout)}."
+            )
+        lengths = {name: len(values) for name, values in columns.items()}
+        if len(set(lengths.values())) != 1:
+            raise UserInputError(f"every column must have one entry per row, but their lengths are {lengths}.")
+        for name, values in columns.items():
+            self._files[name].write(np.ascontiguousarray(values).tobytes())
+        self.rows += next(iter(lengths.values()))
+
+    def close(self) -> None:
+        """Flush, and write down what the files hold; only a closed store can be read."""
+        for file in self._files.values():
+            file.close()
+        self._files = {}
+        (self.folder / "layout.json").write_text(json.dumps({"rows": self.rows, "columns": self._layout}))
+
+    def _news(self, layout: Mapping[str, Any]) -> str:
+        for name in [*self._layout, *layout]:
+            before, now = self._layout.get(name), layout.get(name)
+            if before != now:
+                return f"{name!r} was {_described(before)} and now is {_described(now)}"
+        return "their order changed"
+
+
+def _described(column: tuple[str, list[int]] | None) -> str:
+    return "missing" if column is None else f"{np.dtype(column[0]).name} of shape {tuple(column[1])}"
+
+
+def read_store(folder: Path) -> Columns:
+    """Map the columns of a closed store into memory without reading them."""
+    described = json.loads((folder / "layout.json").read_text())
+    columns: Columns = {}
+    for at, (name, (dtype, shape)) in enumerate(described["columns"].items()):
+        full = (described["rows"], *shape)
+        empty = 0 in full
+        columns[name] = np.empty(full, dtype) if empty else np.memmap(folder / f"{at}.bin", dtype, "r", shape=full)
+    return columns
+
+
+class MergedRows:
+    """Rows of several stores in order of their ``index``, each index once.
+
+    Args:
+        parts: columns of each store; those without rows are skipped.
+    """
+
+    def __init__(self, parts: Sequence[Columns]) -> None:
+        self._parts = [part for part in parts if part and len(part["index"])]
+        if len({tuple((n, v.dtype, v.shape[1:]) for n, v in part.items()) for part in self._parts}) > 1:
+            raise UserInputError("the ranks predicted different columns or shapes per row.")
+        index = [np.asarray(part["index"]).reshape(-1) for part in self._parts]
+        every = np.concatenate(index) if index else np.empty(0, np.int64)
+        self.index, first = np.unique(every, return_index=True)  # a sampler may pad ranks with rows of others
+        starts = np.cumsum([0, *(len(one) for one in index)])
+        self._part = np.searchsorted(starts, first, side="right") - 1
+        self._row = first - starts[self._part] if len(first) else first
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def layout(self) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+        """Type and shape per row of each column."""
+        return {name: (v.dtype, v.shape[1:]) for name, v in self._parts[0].items()} if self._parts else {}
+
+    def column(self, name: str, rows: slice) -> NDArray[Any]:
+        """Return some rows of one column."""
+        dtype, shape = self.layout[name]
+        part, row = self._part[rows], self._row[rows]
+        out = np.empty((len(row), *shape), dtype)
+        for at in np.unique(part):
+            here = part == at
+            out[here] = self._parts[at][name][row[here]]
+        return out
+
+    def blocks(self) -> Iterator[slice]:
+        """Cut the rows into pieces that fit into memory."""
+        for start in range(0, len(self), BLOCK_ROWS):
+            yield slice(start, min(start + BLOCK_ROWS, len(self)))
