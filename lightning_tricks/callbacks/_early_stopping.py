@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_tricks._base import (
     UserInputError,
     check_choice,
+    check_monitor_early,
     check_range,
     infer_mode,
     log_metrics,
@@ -241,7 +242,10 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
             self._fresh.validation_starts(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count what this validation logged."""
+        """Count what this validation logged; after the sanity check, look for misspelt names."""
+        if trainer.sanity_checking and self.strict:
+            for name in self.monitors:
+                check_monitor_early(trainer, name, who="EarlyStopping")
         if self._should_skip_check(trainer):
             return
         self._validated = True

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_tricks._base import (
     UserInputError,
     check_choice,
+    check_monitor_early,
     check_range,
     infer_mode,
     warn_once,
@@ -211,7 +212,9 @@ class ReduceLROnPlateau(Callback):
             self._fresh.validation_starts(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count what this validation logged."""
+        """Count what this validation logged; after the sanity check, look for a misspelt name."""
+        if trainer.sanity_checking and self.strict:
+            check_monitor_early(trainer, self.monitor, who="ReduceLROnPlateau")
         self.observe(trainer, pl_module, "validation")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -37,7 +37,7 @@ def plot_simulation(values: Sequence[float], rates: Sequence[float], *, name: st
     figure, (above, below) = new_figure(rows=2, height=4.0, sharex=True)
     above.plot(checks, values, color=COLORS[0], linestyle=DASHES[0], marker=".", markersize=4)
     above.set_ylabel(name, fontsize=9)
-    below.step(checks[: len(rates)], rates, where="mid", color=COLORS[1])
+    below.step(checks[: len(rates)], rates, where="post", color=COLORS[1])
     below.set_yscale("log")
     below.set_ylabel("learning rate", fontsize=9)
     below.set_xlabel("check", fontsize=9)
