@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lightning_tricks.modules import Classifier as Classifier
     from lightning_tricks.modules import MCDropoutPredictor as MCDropoutPredictor
     from lightning_tricks.modules import Regressor as Regressor
+    from lightning_tricks.modules import TTAPredictor as TTAPredictor
     from lightning_tricks.nets import MLP as MLP
     from lightning_tricks.nets import ConvNet as ConvNet
     from lightning_tricks.nets import build_net as build_net
@@ -54,6 +55,7 @@ _ROOM_OF = {
     "NormMonitor": "callbacks",
     "ReduceLROnPlateau": "callbacks",
     "Regressor": "modules",
+    "TTAPredictor": "modules",
     "WeightInit": "callbacks",
     "WeightPenalty": "callbacks",
     "build_net": "nets",
