@@ -231,7 +231,7 @@ def _run(images: Tensor, stages: Sequence[Stage], space: Space, out: Tensor) -> 
         images, owned = out.copy_(images), True
     for i, stage in enumerate(stages):
         if not stage.copies and not (owned and images.dtype == torch.float32):
-            images = images.to(torch.float32, copy=True)
+            images = images.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         owned = True
         images = stage.run(images, space, out if i == last else None)
         space = stage.to or space
