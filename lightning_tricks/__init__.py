@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from lightning_tricks.modules import Classifier as Classifier
     from lightning_tricks.modules import MCDropoutPredictor as MCDropoutPredictor
     from lightning_tricks.modules import Regressor as Regressor
+    from lightning_tricks.modules import TTAPredictor as TTAPredictor
     from lightning_tricks.nets import MLP as MLP
     from lightning_tricks.nets import ConvNet as ConvNet
     from lightning_tricks.nets import build_net as build_net
@@ -84,6 +85,7 @@ _ROOM_OF = {
     "SearchResult": "tune",
     "TabularDataModule": "data",
     "TextDataModule": "data",
+    "TTAPredictor": "modules",
     "WeightInit": "callbacks",
     "WeightPenalty": "callbacks",
     "build_net": "nets",
