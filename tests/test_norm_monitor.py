@@ -507,7 +507,7 @@ def test_hooks_are_removed_after_an_exception():
 # When, and what is written
 
 
-@pytest.mark.parametrize(("every", "steps"), [(1, [0, 1, 2, 3, 4, 5, 6, 7]), (3, [0, 1, 2, 5]), (50, [0, 1, 3, 7])])
+@pytest.mark.parametrize(("every", "steps"), [(1, [0, 1, 2, 3, 4, 5, 6, 7]), (3, [0, 1, 2, 5]), (100, [0, 1, 3, 7])])
 def test_measured_steps(every, steps):
     _, monitor, _ = fit(monitor=NormMonitor(every_n_steps=every), max_epochs=2)
     assert sorted(set(monitor.table()["step"])) == steps
@@ -593,14 +593,14 @@ def test_table_derives_ratio_and_layers_in_forward_order():
 def test_second_fit_starts_fresh_and_resume_does_not(tmp_path):
     _, monitor, _ = fit(max_epochs=2)
     whole = records(monitor)
-    checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=STEPS + 2, save_top_k=-1)
+    checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=STEPS, save_top_k=-1)
     trainer = quiet_trainer(callbacks=[monitor, checkpoint], enable_checkpointing=True, max_epochs=2)
     trainer.fit(Module(), loader())
     assert records(monitor).keys() == whole.keys()
 
-    (path,) = tmp_path.glob("*.ckpt")
+    path = min(tmp_path.glob("*step=4.ckpt"))
     resumed = NormMonitor(every_n_steps=1)
-    checkpoint = ModelCheckpoint(tmp_path / "more", every_n_train_steps=STEPS + 2)
+    checkpoint = ModelCheckpoint(tmp_path / "more", every_n_train_steps=STEPS)
     trainer = quiet_trainer(callbacks=[resumed, checkpoint], enable_checkpointing=True, max_epochs=2)
     trainer.fit(Module(), loader(), ckpt_path=path, weights_only=True)
     assert records(resumed) == whole

@@ -80,7 +80,7 @@ class NormMonitor(Callback):
     def __init__(
         self,
         *,
-        every_n_steps: int = 50,
+        every_n_steps: int = 100,
         depth: int | None = None,
         match: str | None = None,
         updates: bool = True,
@@ -137,7 +137,7 @@ class NormMonitor(Callback):
         self._clipping = True
         self._sentinels: list[int] = []
         self._log_every = 1
-        self._logged = 0
+        self._one_step_per_batch = False
 
     def state_dict(self) -> dict[str, Any]:
         """Return all records so far; plain lists and tensors."""
@@ -215,7 +215,7 @@ class NormMonitor(Callback):
         self._watching = self.find_nonfinite and getattr(trainer.precision_plugin, "scaler", None) is None
         self._clipping = may_change_gradients(trainer, self)
         self._log_every = max(1, getattr(trainer, "log_every_n_steps", 50))
-        self._logged = trainer.global_step // self._log_every
+        self._one_step_per_batch = pl_module.automatic_optimization and len(trainer.optimizers) == 1
         self._counts += [0] * (len(trainer.optimizers) - len(self._counts))
         self._optimizers = {id(optimizer): i for i, optimizer in enumerate(trainer.optimizers)}
         for optimizer in trainer.optimizers:
@@ -247,8 +247,12 @@ class NormMonitor(Callback):
         if self._looked:  # the numbers of one batch can be compared, those of two cannot
             self._history.first_use.update(self._uses)
             self._uses, self._look_at_order, self._looked = {}, False, False
-        logged, self._logged = self._logged, trainer.global_step // self._log_every
-        if self._recorder is not None and (self._recorder.is_full or logged != self._logged):
+        self._at = None
+        recorder = self._recorder
+        if recorder is None or not recorder.records:
+            return
+        before = recorder.records[0].step // self._log_every
+        if recorder.is_full or trainer.global_step // self._log_every > before:
             self._flush(trainer, write=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -278,6 +282,8 @@ class NormMonitor(Callback):
 
     def _due(self, trainer: Trainer, optimizer: Optimizer) -> Record | None:
         """Return the record of the step that is under way, opened on first sight, or None if it is not measured."""
+        if self._at is not None and self._one_step_per_batch:
+            return self._record
         number = self._optimizers.get(id(optimizer))
         if number is None:
             return None
