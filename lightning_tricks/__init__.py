@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lightning_tricks.callbacks import EarlyStopping as EarlyStopping
     from lightning_tricks.callbacks import ExactResume as ExactResume
     from lightning_tricks.callbacks import NormMonitor as NormMonitor
+    from lightning_tricks.callbacks import Preflight as Preflight
     from lightning_tricks.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
     from lightning_tricks.callbacks import WeightInit as WeightInit
     from lightning_tricks.callbacks import WeightPenalty as WeightPenalty
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from lightning_tricks.data import DigitsDataModule as DigitsDataModule
     from lightning_tricks.data import ImageDataModule as ImageDataModule
     from lightning_tricks.diagnosis import Finding as Finding
+    from lightning_tricks.diagnosis import Report as Report
+    from lightning_tricks.diagnosis import check as check
     from lightning_tricks.init import InitReport as InitReport
     from lightning_tricks.init import init_weights as init_weights
     from lightning_tricks.modules import Classifier as Classifier
@@ -54,12 +57,15 @@ _ROOM_OF = {
     "MCDropoutPredictor": "modules",
     "MLP": "nets",
     "NormMonitor": "callbacks",
+    "Preflight": "callbacks",
     "ReduceLROnPlateau": "callbacks",
     "Regressor": "modules",
+    "Report": "diagnosis",
     "WeightInit": "callbacks",
     "WeightPenalty": "callbacks",
     "build_net": "nets",
     "build_optimizer": "optim",
+    "check": "diagnosis",
     "init_weights": "init",
     "mc_forward": "uncertainty",
     "param_groups": "optim",

@@ -81,7 +81,7 @@ def labels_range(labels: Tensor, num_classes: int, *, ignore_index: int = -100) 
 
 def class_imbalance(labels: Tensor) -> list[Finding]:
     """Compare the most frequent with the least frequent of the classes that occur, if there are enough labels."""
-    counts = labels.flatten().unique(return_counts=True)[1]
+    counts = torch.unique(labels, return_counts=True)[1]
     if not len(labels):
         return []
     if len(counts) == 1:
@@ -109,7 +109,7 @@ def batchnorm_batch_of_one(model: nn.Module, loader: DataLoader[Any]) -> list[Fi
     """Check that batch norm never sees a single sample in training."""
     norms = [name for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if not norms or isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
-        return []
+        return []  # a batch sampler of one's own decides for itself
     rest = len(loader.dataset) % loader.batch_size  # type: ignore[arg-type]
     if loader.batch_size != 1 and (rest != 1 or loader.drop_last):
         return []

@@ -83,7 +83,7 @@ def symmetric_init(model: nn.Module) -> list[Finding]:
         rows = rows[rows.any(dim=1)]
         if rows.shape[0] < 2 or rows.shape[1] < 2 or rows.shape[0] > 4096:
             continue
-        _, counts = rows.unique(dim=0, return_counts=True)
+        _, counts = torch.unique(rows, dim=0, return_counts=True)
         alike = int(counts[counts > 1].sum())
         if alike > 0.1 * len(rows):
             what = f"{alike} of {len(rows)} units begin with the same weights as another"
@@ -118,7 +118,7 @@ def vanishing_or_exploding(gradients: Mapping[str, Tensor]) -> list[Finding]:
     sizes = {name: g.double().square().mean().sqrt().item() for name, g in gradients.items() if g.ndim >= 2 and g.any()}
     if len(sizes) < 2:
         return []
-    (first, small), (_, large) = list(sizes.items())[0], list(sizes.items())[-1]
+    (first, small), (_, large) = next(iter(sizes.items())), list(sizes.items())[-1]
     ratio = small / large
     if ratio < 1e-4:
         what = f"the first layer's gradient is {ratio:.1e} of the last layer's"
@@ -150,7 +150,7 @@ def no_update(before: Mapping[str, Tensor], after: Mapping[str, Tensor], trained
 
 def _matrices(model: nn.Module) -> Iterator[tuple[str, Parameter]]:
     for name, p in model.named_parameters():
-        if p.ndim >= 2 and p.is_floating_point() and not math.prod(p.shape) == 0:
+        if p.ndim >= 2 and p.is_floating_point() and math.prod(p.shape) != 0:
             yield name, p
 
 
