@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lightning_tricks.callbacks import NormMonitor as NormMonitor
     from lightning_tricks.callbacks import PredictionWriter as PredictionWriter
     from lightning_tricks.callbacks import PruningCallback as PruningCallback
+    from lightning_tricks.callbacks import Preflight as Preflight
     from lightning_tricks.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
     from lightning_tricks.callbacks import WeightInit as WeightInit
     from lightning_tricks.callbacks import WeightPenalty as WeightPenalty
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from lightning_tricks.data import TabularDataModule as TabularDataModule
     from lightning_tricks.data import TextDataModule as TextDataModule
     from lightning_tricks.diagnosis import Finding as Finding
+    from lightning_tricks.diagnosis import Report as Report
+    from lightning_tricks.diagnosis import check as check
     from lightning_tricks.init import InitReport as InitReport
     from lightning_tricks.init import init_weights as init_weights
     from lightning_tricks.modules import Classifier as Classifier
@@ -86,12 +89,17 @@ _ROOM_OF = {
     "TabularDataModule": "data",
     "TextDataModule": "data",
     "TTAPredictor": "modules",
+    "Preflight": "callbacks",
+    "ReduceLROnPlateau": "callbacks",
+    "Regressor": "modules",
+    "Report": "diagnosis",
     "WeightInit": "callbacks",
     "WeightPenalty": "callbacks",
     "build_net": "nets",
     "build_optimizer": "optim",
     "convert_norm": "nets",
     "cross_validate": "tune",
+    "check": "diagnosis",
     "init_weights": "init",
     "lr_find": "callbacks",
     "mc_forward": "uncertainty",

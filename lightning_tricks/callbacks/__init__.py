@@ -12,6 +12,8 @@ from lightning_tricks.callbacks._plateau import ReduceLROnPlateau as ReduceLROnP
 from lightning_tricks.callbacks._plateau import Reduction as Reduction
 from lightning_tricks.callbacks._prediction_writer import PredictionWriter as PredictionWriter
 from lightning_tricks.callbacks._pruning import PruningCallback as PruningCallback
+from lightning_tricks.callbacks._preflight import Preflight as Preflight
+from lightning_tricks.callbacks._preflight import PreflightError as PreflightError
 from lightning_tricks.callbacks._recipe import recipe as recipe
 from lightning_tricks.callbacks._weight_init import WeightInit as WeightInit
 from lightning_tricks.callbacks._weight_penalty import WeightPenalty as WeightPenalty
