@@ -32,15 +32,15 @@ class Slope(LightningModule):
         self.weight = torch.nn.Parameter(torch.tensor(float(start)))
         self.lr, self.bad = lr, bad
 
-    def training_step(self, batch, _):
+    def training_step(self, batch, batch_idx):
         if self.bad == "memory":
             raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
         return self.weight**2
 
-    def validation_step(self, batch, _):
+    def validation_step(self, batch, batch_idx):
         self.log("val_loss", self.weight.detach() ** 2 * (float("nan") if self.bad == "nan" else 1))
 
-    def test_step(self, batch, _):
+    def test_step(self, batch, batch_idx):
         self.log("test_loss", self.weight.detach() ** 2)
 
     def configure_optimizers(self):

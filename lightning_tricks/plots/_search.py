@@ -66,7 +66,7 @@ def search_points(
     maximize: bool = False,
     ylabel: str = "value",
 ) -> Figure:
-    """Draw the value over each hyperparameter, with the windows of each round below; and the two best pairs' planes.
+    """Draw the value over each hyperparameter, with the windows of each round below (the coarse one lowest).
 
     The two numbers whose order agrees best with the order of the values also get a picture of their plane.
 
@@ -213,10 +213,19 @@ def _one(
     if min(values) > 0 and max(values) > 20 * min(values):
         ax.set_yscale("log")
     shown = [(number, window[name]) for number, window in enumerate(windows) if name in window]
+    if shown:
+        _make_room_below(ax, 0.03 * len(shown) + 0.03)
     for number, (low, high) in shown:  # rounds from the bottom of the picture upwards
         height = 0.02 + 0.03 * number
         ax.plot([low, high], [height, height], color=COLORS[2], linewidth=2.5, transform=ax.get_xaxis_transform())
     ax.set_xlabel(name)
+
+
+def _make_room_below(ax: Axes, share: float) -> None:
+    """Move the lower limit down, so that the lowest part of the picture, this share of its height, is free."""
+    forward, backward = ax.yaxis.get_transform(), ax.yaxis.get_transform().inverted()
+    low, high = forward.transform(np.array(ax.get_ylim()))
+    ax.set_ylim(bottom=float(backward.transform(np.array([high - (high - low) / (1 - share)]))[0]))
 
 
 def _pair(points: Sequence[Mapping[str, Any]], values: Sequence[float], names: Sequence[str]) -> tuple[str, ...]:

@@ -135,7 +135,8 @@ def _distributions(trials: Sequence[FrozenTrial]) -> Mapping[str, BaseDistributi
 def _window(history: list[Finished], name: str, distribution: Any, number: int, rules: Rules) -> RoundWindow:
     if is_categorical(distribution):
         kept = choices_in_round(history, name, distribution.choices, number)
-        reason = "first window" if len(kept) == len(distribution.choices) else "the worse half was dropped"
+        before = choices_in_round(history, name, distribution.choices, max(0, number - 1))
+        reason = "first window" if number == 0 else "the worse half was dropped" if len(kept) < len(before) else "kept"
         return RoundWindow(None, None, tuple(distribution.choices[index] for index in kept), reason)
     window = window_in_round(history, name, distribution, number, rules)
     return RoundWindow(from_unit(distribution, window.low), from_unit(distribution, window.high), None, window.reason)
