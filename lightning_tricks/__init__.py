@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from lightning_tricks.callbacks import LRFindResult as LRFindResult
     from lightning_tricks.callbacks import NormMonitor as NormMonitor
     from lightning_tricks.callbacks import PredictionWriter as PredictionWriter
-    from lightning_tricks.callbacks import PruningCallback as PruningCallback
     from lightning_tricks.callbacks import Preflight as Preflight
+    from lightning_tricks.callbacks import PruningCallback as PruningCallback
     from lightning_tricks.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
     from lightning_tricks.callbacks import WeightInit as WeightInit
     from lightning_tricks.callbacks import WeightPenalty as WeightPenalty
@@ -82,24 +82,22 @@ _ROOM_OF = {
     "MLP": "nets",
     "NormMonitor": "callbacks",
     "PredictionWriter": "callbacks",
+    "Preflight": "callbacks",
     "PruningCallback": "callbacks",
     "ReduceLROnPlateau": "callbacks",
     "Regressor": "modules",
+    "Report": "diagnosis",
     "SearchResult": "tune",
+    "TTAPredictor": "modules",
     "TabularDataModule": "data",
     "TextDataModule": "data",
-    "TTAPredictor": "modules",
-    "Preflight": "callbacks",
-    "ReduceLROnPlateau": "callbacks",
-    "Regressor": "modules",
-    "Report": "diagnosis",
     "WeightInit": "callbacks",
     "WeightPenalty": "callbacks",
     "build_net": "nets",
     "build_optimizer": "optim",
+    "check": "diagnosis",
     "convert_norm": "nets",
     "cross_validate": "tune",
-    "check": "diagnosis",
     "init_weights": "init",
     "lr_find": "callbacks",
     "mc_forward": "uncertainty",

@@ -377,7 +377,9 @@ def test_compiled_and_lower_precision_models():
     assert [row.rule for row in report.rows][::2] == ["kaiming_normal", "xavier_normal"]
     plain = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
     init_weights(plain, generator=seeded())
-    assert float(plain[0].weight.detach().std()) == pytest.approx(float(model[0].weight.detach().float().std()), rel=0.05)
+    assert float(plain[0].weight.detach().std()) == pytest.approx(
+        float(model[0].weight.detach().float().std()), rel=0.05
+    )
 
 
 @pytest.mark.parametrize(

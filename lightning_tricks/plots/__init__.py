@@ -11,12 +11,12 @@ from lightning_tricks.plots._norms import plot_gradient_norms as plot_gradient_n
 from lightning_tricks.plots._norms import plot_update_ratios as plot_update_ratios
 from lightning_tricks.plots._norms import plot_weight_norms as plot_weight_norms
 from lightning_tricks.plots._plateau import plot_simulation as plot_simulation
-from lightning_tricks.plots._style import COLORS as COLORS
-from lightning_tricks.plots._style import DASHES as DASHES
 from lightning_tricks.plots._search import parallel_coordinates as parallel_coordinates
 from lightning_tricks.plots._search import search_importance as search_importance
 from lightning_tricks.plots._search import search_points as search_points
 from lightning_tricks.plots._search import search_progress as search_progress
+from lightning_tricks.plots._style import COLORS as COLORS
+from lightning_tricks.plots._style import DASHES as DASHES
 from lightning_tricks.plots._style import new_figure as new_figure
 from lightning_tricks.plots._uncertainty import convergence_plot as convergence_plot
 from lightning_tricks.plots._uncertainty import most_uncertain_pictures as most_uncertain_pictures
