@@ -2,8 +2,8 @@
 
 Run: python -m benchmarks.recipe [--epochs 20] [--rounds 7]
 
-Both runs train the same net for the same number of epochs, validation included; the recipe's patience is so long that it
-never stops. The recipe ends with other weights where it initialises, which does not change what a step costs.
+Both runs train the same net for the same number of epochs, validation included; the recipe's patience is so long
+that it never stops. It ends with other weights where it initialises, which does not change what a step costs.
 """
 
 import argparse
