@@ -67,7 +67,7 @@ def test_pictures_are_in_order_and_mistakes_stand_out():
     colors = [ax.title.get_color() for ax in figure.axes]
     assert colors[0] != "black"
     assert set(colors[1:]) == {"black"}
-    assert "entropy, nats" in figure.get_suptitle()
+    assert "entropy (nats)" in figure.get_suptitle()
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 5), (3, 1, 5, 5), (3, 3, 5, 5)])
