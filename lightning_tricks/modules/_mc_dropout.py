@@ -6,8 +6,9 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from lightning_tricks._base import check_range
+from lightning_tricks._base import UserInputError, check_range
 from lightning_tricks.modules._mc_batches import (
     Task,
     batch_rows,
@@ -16,6 +17,8 @@ from lightning_tricks.modules._mc_batches import (
     split_inputs,
     to_summary_form,
 )
+from lightning_tricks.modules._mc_metrics import OffAndOn
+from lightning_tricks.modules._mc_ranking import UncertainRows
 from lightning_tricks.uncertainty import EngineReport, MCEngine, SampleStream
 
 
@@ -87,6 +90,8 @@ class MCDropoutPredictor(LightningModule):
         self.logits, self.split = logits, split
         self._quantiles, self._keep_samples, self._tau = tuple(quantiles), keep_samples, tau
         self._stream()  # a bad option is said now
+        self._metrics = OffAndOn(self.task)
+        self._ranking = UncertainRows(self.task)
         self._engine = MCEngine(
             model,
             samples=samples,
@@ -98,6 +103,7 @@ class MCDropoutPredictor(LightningModule):
             insert=insert,
             engine=engine,
             output=output,
+            min_rows=4,
         )
 
     @property
@@ -131,14 +137,61 @@ class MCDropoutPredictor(LightningModule):
             stream = streams.setdefault((rows.start, rows.stop), self._stream())
             stream.update(to_summary_form(out, self.task, logits=self.logits))
             if samples.stop == self._engine.samples:
-                done.append(stream.compute())
+                n_rows = len(index[rows])  # summed up with the rows that fill up a small batch, to the last bit alike
+                done.append({name: values[:n_rows] for name, values in stream.compute().items()})
                 streams.clear()
 
         self._engine.feed(sink, *inputs, rows=index)
         return {name: torch.cat([part[name] for part in done]) for name in done[0]}
 
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Compare the predictions with dropout off and on; see :meth:`test_step`."""
+        self._compare(batch, batch_idx, dataloader_idx)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Compare the predictions with dropout off and on.
+
+        At the end of the epoch ``test_{metric}_dropout_off`` and ``..._on`` are logged: ``acc``, ``nll``, ``brier``,
+        ``ace`` (calibration error in equally filled bins), ``aurc`` and ``error_auroc`` (does entropy find the
+        mistakes?) for classes; ``rmse``, and with known noise ``nll`` and ``coverage90``, for a regression. The most
+        uncertain rows go to the loggers as a table, and as pictures where the inputs are some.
+        """
+        self._compare(batch, batch_idx, dataloader_idx)
+
+    def _compare(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+        inputs, target = split_inputs(batch, self.split)
+        if target is None:
+            raise UserInputError("test and validate need targets to compare with, but the batch holds inputs only.")
+        index = self._index(batch, inputs, batch_idx, dataloader_idx)
+        on = self._summaries(inputs, index)
+        self._metrics.update(self._without_dropout(inputs), on, target)
+        self._ranking.update(on, index, target, inputs[0])
+
+    def _without_dropout(self, inputs: tuple[Any, ...]) -> dict[str, Tensor]:
+        out = tree_map(lambda x: x.unsqueeze(0), self._engine.deterministic(*inputs))
+        out = to_summary_form(out, self.task, logits=self.logits)
+        if isinstance(out, tuple):
+            return {"mean": out[0][0], "total_variance": out[1][0].exp()}
+        known = {} if self._tau is None else {"total_variance": torch.full_like(out[0], 1 / self._tau)}
+        return {"mean": out[0], **known}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics over the whole set."""
+        self._finish("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics over the whole set."""
+        self._finish("test")
+
+    def _finish(self, stage: str) -> None:
+        self.log_dict({f"{stage}_{name}": value for name, value in self._metrics.compute().items()}, sync_dist=True)
+        self._ranking.log(self.trainer, stage)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the weights of a checkpoint that was written while the model trained on its own."""
+        """Take the weights of a checkpoint that was written while the model trained on its own.
+
+        So ``trainer.predict(MCDropoutPredictor(model), data, ckpt_path="best.ckpt")`` works.
+        """
         weights = checkpoint.get("state_dict", {})
-        if not any(name.startswith("model.") for name in self.state_dict() if name in weights):
+        if not any(name in weights for name in self.state_dict()):
             checkpoint["state_dict"] = {f"model.{name}": value for name, value in weights.items()}
