@@ -14,6 +14,7 @@ from lightning_tricks._base import (
     MissingMetricError,
     UserInputError,
     check_choice,
+    check_monitor_early,
     check_range,
     derive_seed,
     infer_mode,
@@ -91,6 +92,15 @@ def test_missing_metric_lists_those_that_exist():
     trainer._logger_connector._callback_metrics["val_acc"] = torch.tensor(1.0)
     with pytest.raises(MissingMetricError, match=r"EarlyStopping monitors 'val_loss', .* Logged so far: val_acc"):
         monitored_value(trainer, "val_loss", who="EarlyStopping")
+
+
+def test_a_misspelt_monitor_is_said_before_training():
+    trainer = quiet_trainer()
+    trainer._logger_connector._callback_metrics.update(val_loss=torch.tensor(1.0), val_acc=torch.tensor(1.0))
+    for plausible in ("val_loss", "train_loss", "my_own_score"):
+        check_monitor_early(trainer, plausible, who="EarlyStopping")
+    with pytest.raises(MissingMetricError, match=r"validation logged val_acc, val_loss. Did you mean 'val_loss'\?"):
+        check_monitor_early(trainer, "val_los", who="EarlyStopping")
 
 
 @pytest.mark.parametrize(

@@ -250,6 +250,14 @@ def test_bad_arguments_get_a_sentence(make, message):
         make()
 
 
+@pytest.mark.filterwarnings("ignore:Total length of .* across ranks is zero")
+def test_an_empty_training_set_is_said():
+    x, y = blobs()
+    with pytest.raises(UserInputError, match="the training set must hold at least one batch"):
+        quiet_trainer().fit(Classifier(MLP(4, 3), 3), loader(x[:0], y[:0]), loader(x, y))
+    quiet_trainer(limit_train_batches=0).fit(Classifier(MLP(4, 3), 3), loader(x, y), loader(x, y))
+
+
 def test_regression_never_broadcasts():
     with pytest.raises(UserInputError, match=r"prediction's shape \(5, 1\), but got \(1, 5\)"):
         Regressor(MLP(4, 1)).training_step((torch.randn(5, 4), torch.randn(1, 5)), 0)

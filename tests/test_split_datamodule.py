@@ -11,8 +11,8 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import Dataset
 
-from lightning_tricks import DigitsDataModule
-from lightning_tricks._base import UserInputError
+from lightning_tricks import MLP, Classifier, DigitsDataModule, ExactResume, ImageDataModule
+from lightning_tricks._base import UserInputError, isolated_rng
 from lightning_tricks.data._datamodule import SplitDataModule
 from lightning_tricks.data._loading import (
     BatchKeys,
@@ -240,6 +240,26 @@ def test_resume_in_mid_epoch_with_another_batch_size_goes_on_at_the_same_sample(
     assert sorted(seen) == sorted(flat(rows.tolist() for rows, _ in Rows(batch_size=10).train_dataloader()))
 
 
+@without_the_saver
+@pytest.mark.parametrize("step", [5, 17, 20])
+def test_exact_resume_with_dropout_and_augmentation(tmp_path, step):
+    images = torch.randint(256, (100, 1, 6, 6), dtype=torch.uint8)
+
+    def go(path=None, *callbacks):
+        data = ImageDataModule.from_arrays(images, torch.arange(100) % 2, batch_size=6, augment="standard")
+        with isolated_rng(seed=1):
+            model = Classifier(MLP(36, 2, hidden_features=(8,), dropout=0.5), num_classes=2)
+        trainer = quiet_trainer(
+            max_epochs=3, callbacks=[ExactResume(), *callbacks], enable_checkpointing=bool(callbacks)
+        )
+        trainer.fit(model, data, ckpt_path=path)
+        return torch.nn.utils.parameters_to_vector(model.parameters())
+
+    whole = go(None, ModelCheckpoint(dirpath=tmp_path, save_top_k=-1, every_n_train_steps=1, filename="{step}"))
+    torch.manual_seed(99)
+    assert torch.equal(go(tmp_path / f"step={step}.ckpt"), whole)
+
+
 # Lightning's switches.
 
 
@@ -331,7 +351,7 @@ def test_bad_options_get_a_sentence(options, message):
         ({"split": {"train": [0, 50], "val": [1]}}, r"in \[0, 49\], but train has 50"),
         ({"split": {"train": [], "val": [1]}}, "train is empty"),
         ({"split": {"train": [1, 1], "val": [0]}}, "train and train share"),
-        ({"split_by": "group"}, "needs group=..., one value per row"),
+        ({"split_by": "group"}, "needs groups=..., one value per row"),
         ({"split_by": "class"}, "needs class labels"),
         ({"groups": [1, 2]}, "50 rows, but got 2 values"),
     ],
@@ -349,6 +369,24 @@ def test_sizes_are_said_once(caplog):
     said = [record.message for record in caplog.records if "DigitsDataModule" in record.message]
     assert len(said) == 1
     assert said[0].startswith("DigitsDataModule: train 1077, val 360, test 360\n  train  0: 107, 1: 109")
+
+
+def test_many_classes_are_summed_up():
+    images = torch.zeros(100, 1, 2, 2, dtype=torch.uint8)
+    data = ImageDataModule.from_arrays(images, torch.arange(100) % 25, normalize="none", split_by="random")
+    assert "of each of 25 classes" in data.describe()
+    assert "3: " not in data.describe()
+
+
+@without_the_saver
+def test_a_second_fit_is_not_compared_with_the_first_ones_checkpoint(tmp_path):
+    trainer = quiet_trainer()
+    trainer.fit(Recorder(), Rows())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    data = Rows()
+    quiet_trainer(max_epochs=2).fit(Recorder(), data, ckpt_path=tmp_path / "a.ckpt")
+    data.split, data.parts = {"train": range(40), "val": range(40, 50)}, {}
+    quiet_trainer().fit(Recorder(), data)  # a warning would be an error here
 
 
 def test_a_part_is_indexed_by_sample():

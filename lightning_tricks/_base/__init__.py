@@ -12,6 +12,7 @@ from lightning_tricks._base._messages import check_range as check_range
 from lightning_tricks._base._messages import warn_once as warn_once
 from lightning_tricks._base._modes import preserved_modes as preserved_modes
 from lightning_tricks._base._monitor import MissingMetricError as MissingMetricError
+from lightning_tricks._base._monitor import check_monitor_early as check_monitor_early
 from lightning_tricks._base._monitor import infer_mode as infer_mode
 from lightning_tricks._base._monitor import monitored_value as monitored_value
 from lightning_tricks._base._random import derive_seed as derive_seed

@@ -1,6 +1,7 @@
 """Look up a monitored metric, and say what exists when it does not."""
 
 import re
+from difflib import get_close_matches
 from typing import Literal
 
 from lightning.pytorch import Trainer
@@ -37,6 +38,30 @@ def monitored_value(trainer: Trainer, monitor: str, *, who: str) -> Tensor:
         f"{who} monitors {monitor!r}, but that metric was not logged. Logged so far: {known}. "
         f"Log it with self.log({monitor!r}, value), or monitor one of these."
     )
+
+
+def check_monitor_early(trainer: Trainer, monitor: str, *, who: str) -> None:
+    """Look for a monitored validation metric right after the sanity check, before training starts.
+
+    A metric may well be logged in training only, or be left out of the sanity check, so a missing one is an error only
+    where the validation logged a name that it seems to be misspelt from.
+
+    Args:
+        trainer: the trainer, at ``on_sanity_check_end``.
+        monitor: the metric's name.
+        who: who asks, for the message ("EarlyStopping").
+
+    Raises:
+        MissingMetricError: with the names that do exist.
+    """
+    logged = sorted(map(str, trainer.callback_metrics))
+    if monitor in logged or monitor.startswith("train"):
+        return
+    if nearest := get_close_matches(monitor, logged, n=1, cutoff=0.8):
+        raise MissingMetricError(
+            f"{who} monitors {monitor!r}, but the sanity check's validation logged {', '.join(logged)}. "
+            f"Did you mean {nearest[0]!r}?"
+        )
 
 
 def infer_mode(monitor: str, mode: Literal["auto", "min", "max"] = "auto") -> Literal["min", "max"]:

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parameter import is_lazy
 
@@ -33,6 +34,7 @@ class Best:
         tensors: parameters and buffers by name (this rank's shard of them), or None.
         file: where they are instead, or None.
         optimizers: the state of each optimizer, without its learning rates, or None.
+        in_module: the module itself holds them; training is over.
     """
 
     score: float
@@ -41,6 +43,7 @@ class Best:
     tensors: dict[str, Tensor] | None = None
     file: str | None = None
     optimizers: list[dict[str, Any]] | None = None
+    in_module: bool = False
 
 
 def averaged(trainer: Trainer) -> nn.Module | None:
@@ -52,7 +55,14 @@ def averaged(trainer: Trainer) -> nn.Module | None:
 
 
 def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield parameters and buffers, the non-persistent ones included, and of sharded ones this rank's shard."""
+    """Yield parameters and buffers, the non-persistent ones included.
+
+    ``fully_shard`` leaves the outermost module gathered after a validation; it is put back into shards first, so that
+    what is kept is always one rank's part.
+    """
+    for child in module.modules():
+        if isinstance(child, FSDPModule):
+            child.reshard()
     for named in (module.named_parameters(), module.named_buffers()):
         for name, tensor in named:
             if not is_lazy(tensor):
@@ -86,7 +96,7 @@ def local(tensor: Tensor) -> Tensor:
 
 def is_sharded(module: nn.Module) -> bool:
     """Tell whether any parameter lives in parts on several ranks."""
-    return any(isinstance(p, DTensor) for p in module.parameters())
+    return any(isinstance(tensor, DTensor) for _, tensor in named_tensors(module))
 
 
 def gather(module: nn.Module, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -152,10 +162,15 @@ def write_file(path: Path, content: dict[str, Any]) -> None:
         raise
 
 
-def restore(trainer: Trainer, module: LightningModule, best: Best) -> None:
+def restore(trainer: Trainer, module: LightningModule, best: Best, *, average_too: bool) -> None:
     """Put the best weights (and the optimizers' memory, if kept) back, without communication.
 
-    With weight averaging the average gets them too: it would otherwise be copied over them when training ends.
+    Args:
+        trainer: the running trainer.
+        module: its module.
+        best: what to put back.
+        average_too: with weight averaging, write the average as well. It would otherwise be copied over the module
+            when training ends, or go on averaging from elsewhere.
     """
     tensors, optimizers = best.tensors, best.optimizers
     if best.file is not None:
@@ -164,7 +179,7 @@ def restore(trainer: Trainer, module: LightningModule, best: Best) -> None:
     if tensors is None:
         return
     put_back(module, tensors)
-    if (average := averaged(trainer)) is not None:
+    if average_too and (average := averaged(trainer)) is not None:
         put_back(average, tensors)
     if optimizers is not None:
         put_back_optimizers(trainer, optimizers)

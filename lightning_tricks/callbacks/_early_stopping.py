@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_tricks._base import (
     UserInputError,
     check_choice,
+    check_monitor_early,
     check_range,
     infer_mode,
     log_metrics,
@@ -146,6 +147,8 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
             divergence_threshold=divergence_threshold,
         )
         self.min_delta = min_delta  # Lightning's constructor negates it
+        # Lightning asks for the key at every hook of every step
+        self._state_key = self._generate_state_key(monitor=self.monitor, mode=self.mode)
         self.monitors, self.stop, self.restore_best = monitors, stop, restore_best
         self.start_from, self.min_delta_kind = start_from, min_delta_kind
         self._keeper = BestKeeper(
@@ -157,6 +160,11 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
             folder=dirpath,
         )
         self._reset()
+
+    @property
+    def state_key(self) -> str:
+        """Tell callbacks of this class apart in a checkpoint, by what they monitor."""
+        return self._state_key
 
     @property
     def reason(self) -> EarlyStoppingReason:
@@ -234,7 +242,10 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
             self._fresh.validation_starts(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count what this validation logged."""
+        """Count what this validation logged; after the sanity check, look for misspelt names."""
+        if trainer.sanity_checking and self.strict:
+            for name in self.monitors:
+                check_monitor_early(trainer, name, who="EarlyStopping")
         if self._should_skip_check(trainer):
             return
         self._validated = True
@@ -302,7 +313,7 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the best weights beside the last ones."""
-        self._keeper.save(pl_module, checkpoint)
+        self._keeper.save(trainer, pl_module, checkpoint)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the best weights out of the checkpoint."""
@@ -392,7 +403,7 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
         self.stopped_epoch = 0
 
     def _why(self) -> str:
-        name, value = self.monitor, self._last
+        name, value = self.monitor, math.nan if self._last is None else self._last
         wait = f"{self.rules[name].wait:g} {self.unit}"
         several = f" ({self.require} of {', '.join(self.monitors)})" if len(self.monitors) > 1 else ""
         return {
@@ -413,7 +424,7 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
         why = self._why() if interrupted_by is None else f"Training was interrupted by {interrupted_by}."
         best = self._keeper.best
         earned = "" if best is None else f"epoch {best.epoch} (step {best.step}), {self.monitor} = {best.score:.6g}"
-        if self.restore_best and self._put_back(trainer, module, safely=interrupted_by is not None):
+        if self.restore_best and self._put_back(trainer, module, after_exception=interrupted_by is not None):
             end = f"{at}; the module has the weights of {earned}."
         else:
             end = f"{at} and the module keeps its last weights" + (f"; the best was {earned}." if best else ".")
@@ -425,13 +436,15 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
             log_metrics(trainer, {f"early_stopping/{name}": float(number) for name, number in numbers.items()})
         log_text(trainer, "early_stopping/message", self.stopping_reason_message)
 
-    def _put_back(self, trainer: Trainer, module: LightningModule, *, safely: bool) -> bool:
+    def _put_back(self, trainer: Trainer, module: LightningModule, *, after_exception: bool) -> bool:
+        if not after_exception:
+            done = self._keeper.put_back(trainer, module)
+            self._keeper.release()
+            return done
         try:
-            return self._keeper.put_back(trainer, module)
-        except Exception as error:
-            if not safely:
-                raise
-            warn_once(f"EarlyStopping could not put the best weights back: {error}.")  # the user's exception matters
+            return self._keeper.put_back_after_exception(trainer, module)
+        except Exception as error:  # the user's exception is what matters
+            warn_once(f"EarlyStopping could not put the best weights back: {error}.")
             return False
 
     def _position(self, trainer: Trainer, minutes: float) -> float | None:

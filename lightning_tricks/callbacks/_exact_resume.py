@@ -36,6 +36,13 @@ class ExactResume(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Collect the streams and positions of all ranks."""
+        if _validation_is_due(trainer):
+            warn_once(
+                "ExactResume: a validation was due right after this checkpoint, and Lightning skips it when resuming "
+                f"(step {trainer.global_step}). Choose every_n_train_steps so that it does not meet a validation, or "
+                "save after validation (ModelCheckpoint's default).",
+                key="ExactResume: validation due",
+            )
         loaders = list(_training_loaders(trainer))
         mine = {
             "streams": rng_state(),
@@ -65,14 +72,36 @@ class ExactResume(Callback):
             set_rng_state(self._pending["streams"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the loaders' generators back, and undo what making the loader's iterator drew from a running epoch."""
+        """Put everything back as it was when the checkpoint was written, now that the loaders exist.
+
+        Between epochs the loader's iterator is made once more: making it draws a seed, and the first one was made
+        before the loaders' own generators could be put back. Within an epoch there was nothing to draw.
+        """
         if self._pending is None:
             return
-        for generator, state in zip(_generators(_training_loaders(trainer)), self._pending["generators"], strict=False):
+        set_rng_state(self._pending["streams"])
+        generators = _generators(_training_loaders(trainer))
+        for generator, state in zip(generators, self._pending["generators"], strict=False):
             generator.set_state(state)
-        if self._mid_epoch:
-            set_rng_state(self._pending["streams"])
+        fetcher = trainer.fit_loop._data_fetcher
+        if not self._mid_epoch and fetcher is not None:
+            iter(fetcher)
         self._pending = None
+
+
+def _validation_is_due(trainer: Trainer) -> bool:
+    """Tell whether a checkpoint at the end of a training batch comes just before a validation."""
+    interval = trainer.val_check_batch
+    if not trainer.training or not trainer.enable_validation or interval is None:
+        return False
+    epoch: Any = trainer.fit_loop.epoch_progress.current
+    if epoch.processed == epoch.ready or not trainer.fit_loop.epoch_loop.batch_progress.current.ready:
+        return False
+    every = trainer.check_val_every_n_epoch
+    if every is not None and (trainer.current_epoch + 1) % every:
+        return False
+    batches = trainer.fit_loop.total_batch_idx if every is None else trainer.fit_loop.batch_idx
+    return trainer.is_last_batch if interval == float("inf") else (batches + 1) % interval == 0
 
 
 def _training_loaders(trainer: Trainer) -> Iterator[Any]:

@@ -6,11 +6,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from torch import Tensor
 
 from lightning_tricks._base import UserInputError, check_choice, warn_once
 from lightning_tricks.callbacks import _best_weights as weights
 from lightning_tricks.callbacks._best_weights import Best, Keep
+from lightning_tricks.callbacks._trainer import callbacks_of
 
 
 class BestKeeper:
@@ -33,11 +36,14 @@ class BestKeeper:
         self.hold, self.optimizer, self.folder = hold, optimizer, folder
         self.best: Best | None = None
         self._token: str | None = None
-        self._in_checkpoints: list[str] = []
+        self._last: dict[str, Tensor] | None = None
+        self.reset()
 
     def reset(self) -> None:
         """Forget the best of an earlier fit."""
-        self.best, self._token, self._in_checkpoints = None, None, []
+        self.best, self._token, self._last = None, None, None
+        self._files: list[str] = []  # written in this fit
+        self._in_checkpoints: list[str] = []
 
     def check(self, trainer: Trainer, module: LightningModule) -> None:
         """Refuse what cannot work, before training starts.
@@ -75,24 +81,44 @@ class BestKeeper:
         """Write the best weights into the module; tell whether there were any."""
         if self.best is None or not self.has_weights:
             return False
-        weights.restore(trainer, module, self.best)
+        weights.restore(trainer, module, self.best, average_too=True)
         return True
+
+    def put_back_after_exception(self, trainer: Trainer, module: LightningModule) -> bool:
+        """Do the same; a checkpoint that another callback writes because of the exception gets the last weights."""
+        if self.best is None or not self.has_weights:
+            return False
+        if any(_saves_on_exception(callback) for callback in callbacks_of(trainer)):
+            self._last = weights.copy_tensors(module, "cpu")
+        weights.restore(trainer, module, self.best, average_too=False)
+        return True
+
+    def release(self) -> None:
+        """Free the memory once the module holds the best weights for good."""
+        if self.best is not None:
+            self.best = replace(self.best, tensors=None, file=None, optimizers=None, in_module=True)
 
     @property
     def has_weights(self) -> bool:
         """Whether there is something to put back."""
         return self.best is not None and (self.best.tensors is not None or self.best.file is not None)
 
-    def save(self, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def save(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write into a checkpoint; called on every rank."""
         if self.best is None:
             return
+        if self._last is not None:
+            weights.put_back(module, self._last)
+            state = {name: tensor.clone() for name, tensor in trainer.strategy.lightning_module_state_dict().items()}
+            weights.restore(trainer, module, self.best, average_too=False)
+            # where WeightAveraging moves the module's own weights to, if it came first
+            checkpoint["current_model_state" if "current_model_state" in checkpoint else "state_dict"] = state
         entry = asdict(replace(self.best, tensors=None, optimizers=None))
         entry["optimizers"] = self.best.optimizers
         entry["tensors"] = None if self.best.tensors is None else weights.gather(module, self.best.tensors)
         checkpoint[self.key] = entry
         if self.best.file is not None:
-            self._in_checkpoints = [*[f for f in self._in_checkpoints if f != self.best.file][-1:], self.best.file]
+            self._in_checkpoints = [*self._in_checkpoints, self.best.file][-2:]
 
     def load(self, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Read from a checkpoint; called on every rank."""
@@ -106,7 +132,9 @@ class BestKeeper:
                 "gone. The best is looked for anew from here on.",
             )
             return
-        if best.tensors is not None:
+        if best.in_module:
+            best = replace(best, tensors=weights.copy_tensors(module, "cpu") if self.hold else None, in_module=False)
+        elif best.tensors is not None:
             best = replace(best, tensors=weights.scatter(module, best.tensors))
         self.best = best
 
@@ -119,11 +147,18 @@ class BestKeeper:
         # all ranks keep the new best or all keep the old one
         if not trainer.strategy.reduce_boolean_decision(written, all=True):
             return False
-        previous = self.best
         self.best = replace(best, file=str(path), optimizers=None)
-        if writes and previous is not None and previous.file and previous.file not in self._in_checkpoints:
-            Path(previous.file).unlink(missing_ok=True)
+        self._files.append(str(path))
+        if writes:
+            self._tidy()
         return True
+
+    def _tidy(self) -> None:
+        """Delete files that neither the present best nor the last two checkpoints need."""
+        needed = {*self._in_checkpoints, self.best.file if self.best else None}
+        for file in [file for file in self._files if file not in needed]:
+            Path(file).unlink(missing_ok=True)
+            self._files.remove(file)
 
     def _written(self, path: Path, content: dict[str, Any]) -> bool:
         try:
@@ -144,3 +179,9 @@ class BestKeeper:
         name = re.sub(r"[^\w-]+", "_", self.key).strip("_")
         part = f"-rank{trainer.global_rank}" if sharded else ""
         return folder / f"{name}-{self._token}-step{step}{part}.pt"
+
+
+def _saves_on_exception(callback: Callback) -> bool:
+    return isinstance(callback, Checkpoint) and not (
+        isinstance(callback, ModelCheckpoint) and not callback.save_on_exception
+    )

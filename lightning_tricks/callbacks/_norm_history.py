@@ -176,44 +176,51 @@ class NormHistory:
 
 
 def block_rows(block: Block, record: int) -> list[Row]:
-    """Return one row per layer of a record, and one for the total of what the record knows."""
-    sums, known = block.sums[record], block.known[record]
-    total = torch.where(known, sums, 0.0).sum(0, keepdim=True)  # (1, 6)
-    total_size = torch.where(known, torch.tensor(block.sizes).unsqueeze(1), 0).sum(0)  # (6,)
-    bound = is_clipped(total[0])
-    layers = [TOTAL, *block.layers]
-    values = torch.cat([total, sums])
-    seen = torch.cat([known.any(0, keepdim=True), known])
-    norms = torch.where(seen, values, math.nan)
-    norms[:, : UPDATE + 1] = norms[:, : UPDATE + 1].sqrt()
-    rows = []
-    for i, (name, numbers) in enumerate(zip(layers, norms.tolist(), strict=True)):
-        if not bool(seen[i].any()):
-            continue
-        size = int(total_size[WEIGHT]) if i == 0 else block.sizes[i - 1]
-        graded = int(total_size[BAD_GRADIENTS]) if i == 0 else size
-        rows.append(
-            Row(
-                step=block.steps[record],
-                optimizer=block.optimizers[record],
-                layer=name,
-                values=size,
-                weight_norm=numbers[WEIGHT],
-                gradient_norm=numbers[GRADIENT],
-                clipped_gradient_norm=numbers[CLIPPED],
-                update_norm=numbers[UPDATE],
-                nonfinite_gradients=numbers[BAD_GRADIENTS] / graded if graded else math.nan,
-                nonfinite_weights=numbers[BAD_WEIGHTS] / size if size else math.nan,
-                clipped=bound if i == 0 else is_clipped(values[i]),
-                skipped=block.skipped[record],
-            )
-        )
+    """Return one row for the total of what a record knows, then one per layer."""
+    sums: list[list[float]] = block.sums[record].tolist()
+    known: list[list[bool]] = block.known[record].tolist()
+    total = [sum((line[q] for line, has in zip(sums, known, strict=True) if has[q]), 0.0) for q in range(QUANTITIES)]
+    has_total = [any(has[q] for has in known) for q in range(QUANTITIES)]
+    sizes = [[size] * QUANTITIES for size in block.sizes]
+    all_sizes = [
+        sum(size for size, has in zip(block.sizes, known, strict=True) if has[quantity])
+        for quantity in range(QUANTITIES)
+    ]
+    at = (block.steps[record], block.optimizers[record], block.skipped[record])
+    rows = [_row(*at, TOTAL, total, has_total, all_sizes)]
+    for layer, numbers, has, size in zip(block.layers, sums, known, sizes, strict=True):
+        if any(has):
+            rows.append(_row(*at, layer, numbers, has, size))
     return rows
 
 
-def is_clipped(sums: Tensor) -> bool:
+def _row(
+    step: int, optimizer: int, skipped: bool, layer: str, sums: list[float], known: list[bool], sizes: list[int]
+) -> Row:
+    def norm(quantity: int) -> float:
+        return math.sqrt(sums[quantity]) if known[quantity] else math.nan
+
+    def share(quantity: int) -> float:
+        return sums[quantity] / sizes[quantity] if known[quantity] and sizes[quantity] else math.nan
+
+    return Row(
+        step=step,
+        optimizer=optimizer,
+        layer=layer,
+        values=sizes[WEIGHT],
+        weight_norm=norm(WEIGHT),
+        gradient_norm=norm(GRADIENT),
+        clipped_gradient_norm=norm(CLIPPED),
+        update_norm=norm(UPDATE),
+        nonfinite_gradients=share(BAD_GRADIENTS),
+        nonfinite_weights=share(BAD_WEIGHTS),
+        clipped=known[CLIPPED] and is_clipped(sums[GRADIENT], sums[CLIPPED]),
+        skipped=skipped,
+    )
+
+
+def is_clipped(before: float, after: float) -> bool:
     """Tell whether clipping made a gradient smaller; where it does not bind, not one bit changes."""
-    before, after = float(sums[GRADIENT]), float(sums[CLIPPED])
     return after < before * (1 - 1e-9) and math.isfinite(before)
 
 

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable, Sequence
 
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.nn import Parameter
 from torch.nn.parameter import UninitializedParameter
@@ -76,3 +78,15 @@ def members_of(parameters: Sequence[Parameter], optimizers: Iterable[Optimizer])
 def is_sharded(parameters: Iterable[Parameter]) -> bool:
     """Tell whether any parameter is a ``DTensor``."""
     return any(hasattr(p, "placements") for p in parameters)
+
+
+def may_change_gradients(trainer: Trainer, observer: Callback) -> bool:
+    """Tell whether anything may change the gradients between the observer's look at them and the update."""
+    module = trainer.lightning_module
+    others = [callback for callback in trainer.callbacks if callback is not observer]  # type: ignore[attr-defined]
+    return (
+        bool(trainer.gradient_clip_val)
+        or is_overridden("configure_gradient_clipping", module)
+        or is_overridden("on_before_optimizer_step", module)
+        or any(is_overridden("on_before_optimizer_step", callback, parent=Callback) for callback in others)
+    )

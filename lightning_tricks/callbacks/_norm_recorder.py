@@ -1,14 +1,13 @@
 """Measures one optimizer step at a time into a ring on the device."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from lightning_tricks.callbacks._forward_order import in_forward_order
 from lightning_tricks.callbacks._norm_history import (
     BAD_GRADIENTS,
     BAD_WEIGHTS,
@@ -24,7 +23,6 @@ from lightning_tricks.callbacks._norm_measure import (
     local_part,
     squared_norms,
     sum_dtype,
-    values_of,
 )
 
 
@@ -36,7 +34,7 @@ class Record:
     optimizer: int
     members: list[int]  # of the recorder's parameters: those of this optimizer
     sums: Tensor  # (G + 1, 6), a row of the ring; the last line holds what concerns the whole step
-    known: Tensor  # (G, 6), on the host
+    known: list[tuple[int, list[int]]] = field(default_factory=list)  # quantities, and the layers that have them
     scale: Tensor | None = None  # of the loss, where the optimizer removes it itself
     copies: dict[int, Tensor] = field(default_factory=dict)
     has_gradients: bool = False
@@ -87,8 +85,7 @@ class NormRecorder:
     def begin(self, step: int, optimizer: int, members: list[int], scale: Tensor | None) -> Record:
         """Open the next record."""
         sums = self.ring[len(self.records)].zero_()
-        known = torch.zeros(len(self.layers), QUANTITIES, dtype=torch.bool)
-        record = Record(step, optimizer, members, sums, known, scale)
+        record = Record(step, optimizer, members, sums, scale=scale)
         self.records.append(record)
         return record
 
@@ -97,10 +94,19 @@ class NormRecorder:
         record.has_gradients = True
         self._measure(record, record.members, _gradient, GRADIENT, bad=BAD_GRADIENTS, scale=record.scale)
 
-    def measure_before_update(self, record: Record, *, clipped: bool = True) -> None:
-        """Measure the gradients (if they are ``clipped`` already) and weights that the optimizer is about to use."""
+    def measure_before_update(self, record: Record, *, clipping: bool | None) -> None:
+        """Measure the gradients and weights that the optimizer is about to use.
+
+        Args:
+            record: of the step.
+            clipping: whether anything may have changed the gradients since :meth:`measure_gradients`; None if it may,
+                but has not come to it yet.
+        """
         record.at_update = True
-        if clipped:
+        if clipping is False:
+            record.sums[:, CLIPPED] = record.sums[:, GRADIENT]
+            record.known += [(CLIPPED, layers) for quantity, layers in record.known if quantity == GRADIENT]
+        elif clipping:
             self._measure(record, record.members, _gradient, CLIPPED, scale=record.scale)
         self.measure_weights(record)
         if self.measure_updates:
@@ -125,18 +131,6 @@ class NormRecorder:
         record.copies = {}
         if not record.at_update:
             self.measure_weights(record)
-
-    def sentinel(self, members: list[int], first_use: Mapping[str, int]) -> int:
-        """Return the parameter to which most broken gradients come: the smallest one of the first trained layer."""
-        trained = [i for i in members if self.parameters[i].requires_grad] or members
-        order = in_forward_order({self.layers[self.layer_of[i]]: None for i in trained}, first_use)
-        first = [i for i in trained if self.layers[self.layer_of[i]] == order[0]] if order else [0]
-        return min(first, key=lambda i: self.parameters[i].numel())
-
-    def looks_broken(self, sentinel: int) -> bool:
-        """Tell whether one gradient holds a NaN or an infinity; on the CPU nothing has to be waited for."""
-        gradient = self.parameters[sentinel].grad
-        return gradient is not None and not math.isfinite(values_of(gradient).sum().item())
 
     @torch.no_grad()
     def watch(self, step: int, members: list[int]) -> None:
@@ -172,7 +166,7 @@ class NormRecorder:
             optimizers=[record.optimizer for record in records],
             skipped=[not r.updated or bool(sums[i, -1, 0] > 0) for i, r in enumerate(records)],
             sums=sums[:, :-1].clone(),
-            known=torch.stack([record.known for record in records]),
+            known=torch.stack([self._known(record) for record in records]),
         )
 
     @torch.no_grad()
@@ -202,17 +196,23 @@ class NormRecorder:
             return
         squares = squared_norms(tensors)
         index, layers = self._layers_of(tuple(present))
-        share = squares.new_tensor(weights) if self.world_size > 1 else 1
+        share = squares.new_tensor(weights) if self.world_size > 1 else squares.new_ones(())
         factor = share if scale is None else share / scale.to(squares) ** 2
         record.sums[:, quantity].index_add_(0, index, (squares * factor).to(self.device))
-        record.known[layers, quantity] = True
+        record.known.append((quantity, layers))
         if bad is not None:
             counts = count_nonfinite(tensors, squares)
             record.sums[:, bad].index_add_(0, index, (counts * share).to(self.device))
-            record.known[layers, bad] = True
+            record.known.append((bad, layers))
 
     def _local(self, tensor: Tensor) -> tuple[Tensor, float]:
         return local_part(tensor, self.world_size) if self.world_size > 1 else (tensor, 1.0)
+
+    def _known(self, record: Record) -> Tensor:
+        known = torch.zeros(len(self.layers), QUANTITIES, dtype=torch.bool)
+        for quantity, layers in record.known:
+            known[layers, quantity] = True
+        return known
 
     def _positions(self, present: tuple[int, ...]) -> Tensor:
         if present not in self._places:

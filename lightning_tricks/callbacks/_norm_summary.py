@@ -3,8 +3,6 @@
 import math
 from collections.abc import Sequence
 
-import torch
-
 from lightning_tricks.callbacks._norm_history import TOTAL, Block, NormHistory, Row, block_rows
 
 _QUANTILES = {"q10": 0.1, "median": 0.5, "q90": 0.9}
@@ -40,8 +38,14 @@ def quantiles(name: str, values: Sequence[float]) -> dict[str, float]:
         >>> quantiles("gradient", [1.0, 2.0, 3.0, float("nan")])["gradient/median"]
         2.0
     """
-    finite = torch.tensor([value for value in values if math.isfinite(value)])
-    return {f"{name}/{key}": finite.quantile(q).item() for key, q in _QUANTILES.items()} if len(finite) else {}
+    finite = sorted(value for value in values if math.isfinite(value))
+    return {f"{name}/{key}": _at(finite, q * (len(finite) - 1)) for key, q in _QUANTILES.items()} if finite else {}
+
+
+def _at(ranked: Sequence[float], place: float) -> float:
+    low = math.floor(place)
+    high = min(low + 1, len(ranked) - 1)
+    return ranked[low] + (place - low) * (ranked[high] - ranked[low])
 
 
 def layer_table(history: NormHistory, worst: int) -> tuple[list[str], list[list[str | int | float | None]]]:

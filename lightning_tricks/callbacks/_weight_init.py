@@ -20,7 +20,6 @@ from lightning_tricks._base import (
 )
 from lightning_tricks.init import COLUMNS, InitReport, init_weights, is_small, untouched_modules
 from lightning_tricks.init._api import SCHEMES, Scheme
-from lightning_tricks.plots import signal_figure
 
 
 class WeightInit(Callback):
@@ -142,6 +141,8 @@ class WeightInit(Callback):
     def _log(self, trainer: Trainer, report: InitReport) -> None:
         log_table(trainer, "init/parameters", COLUMNS, report.table())
         if report.signals:
+            from lightning_tricks.plots import signal_figure
+
             _, *columns = zip(*report.signals, strict=True)
             outputs = {"before": columns[0], "after": columns[1]}
             gradients = {"before": columns[2], "after": columns[3]}
@@ -170,16 +171,19 @@ def _with_signal(example: Tensor) -> Tensor:
 
 def _give_memory(model: nn.Module, seed: int) -> None:
     """Replace meta parameters by real ones with their module's own default initialisation."""
+    without = []
     for name, module in model.named_modules():
-        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        if not any(t.is_meta for t in own):
+        if not any(t.is_meta for t in (*module.parameters(recurse=False), *module.buffers(recurse=False))):
             continue
+        module.to_empty(device="cpu", recurse=False)
         reset = getattr(module, "reset_parameters", None)
         if reset is None:
-            raise UserInputError(
-                f"every module with parameters on the meta device must define reset_parameters(), but {name!r} "
-                f"({type(module).__name__}) does not. Define it, or make the module on a real device."
-            )
-        module.to_empty(device="cpu", recurse=False)
+            without.append(f"{name!r} ({type(module).__name__})")
+            continue
         with isolated_rng(seed):
             reset()
+    if without:  # only now: while anything has no memory, Lightning's teardown would hide this message
+        raise UserInputError(
+            "every module with parameters on the meta device must define reset_parameters(), but "
+            f"{', '.join(without)} does not. Define it, or make the module on a real device."
+        )

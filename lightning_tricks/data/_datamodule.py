@@ -19,7 +19,9 @@ from lightning_tricks.data._loading import BatchKeys, Part, Source, make_loader,
 
 Split = Sequence[float] | Mapping[str, Sequence[int]]
 SplitBy = Literal["auto", "class", "random", "group", "time"]
+MANY = 20  # classes, above which only the smallest and largest count is said
 NAMES = ("train", "val", "test")
+_ARGUMENT = {"time": "time=...", "group": "groups=..."}
 
 
 class SplitDataModule(LightningDataModule):
@@ -62,6 +64,7 @@ class SplitDataModule(LightningDataModule):
         self.parts: dict[str, Part] = {}
         self._source: Source | None = None
         self._restored: dict[str, Any] = {}
+        self._says_sizes = True
 
     # What a subclass says.
 
@@ -103,7 +106,8 @@ class SplitDataModule(LightningDataModule):
         rows = self._split_rows(len(self._source))
         encoded = self._fit(self._source, rows["train"])
         self.parts = {name: Part(encoded, rows[name]) for name in rows}
-        rank_zero_info(self.describe())
+        if self._says_sizes:
+            rank_zero_info(self.describe())
         self._compare_with_checkpoint()
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -131,6 +135,10 @@ class SplitDataModule(LightningDataModule):
             generator=torch.Generator().manual_seed(self.seed % 2**63),
         )
 
+    def teardown(self, stage: str) -> None:
+        """Forget the checkpoint; the parts stay, so that a test after a fit splits and fits nothing anew."""
+        self._restored = {}
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run is compared with."""
         return {"seed": self.seed, "parts": self.fingerprint()} if self.parts else {}
@@ -144,13 +152,16 @@ class SplitDataModule(LightningDataModule):
 
     def describe(self) -> str:
         """Return the sizes of the parts and, if there are classes, the counts of each."""
-        labels = self._labels()
-        names = self._class_names()
         lines = [f"{type(self).__name__}: " + ", ".join(f"{name} {len(p)}" for name, p in self._ready().items())]
-        if labels is not None and len(names) <= 20:
-            for name, part in self.parts.items():
-                counts = torch.bincount(labels[torch.as_tensor(part.rows)], minlength=len(names)).tolist()
-                lines.append(f"  {name}  " + ", ".join(f"{c}: {n}" for c, n in zip(names, counts, strict=False)))
+        labels, names = self._labels(), self._class_names()
+        if labels is None:
+            return lines[0]
+        for name, part in self.parts.items():
+            counts = torch.bincount(labels[torch.as_tensor(part.rows)], minlength=len(names)).tolist()
+            said = ", ".join(f"{c}: {n}" for c, n in zip(names, counts, strict=False))
+            if len(names) > MANY:
+                said = f"{min(counts)} to {max(counts)} samples of each of {len(names)} classes"
+            lines.append(f"  {name}  {said}")
         return "\n".join(lines)
 
     def fingerprint(self) -> dict[str, str]:
@@ -172,7 +183,42 @@ class SplitDataModule(LightningDataModule):
         other.split = _checked_split(rows)
         other.parts = {}
         other._restored = {}
+        other._says_sizes = False
         return other
+
+    def folds(
+        self, k: int = 5, *, repeats: int = 1, splitter: Any = None, include_test: bool = False, seed: int | None = None
+    ) -> list[splits.Fold]:
+        """Return the rows of the folds for cross-validation, split as ``split_by`` says; the test part is in none.
+
+        Args:
+            k: number of folds, at least 2.
+            repeats: how often to split anew (not in time order).
+            splitter: a scikit-learn splitter to use instead.
+            include_test: whether the test part is divided among the folds too.
+            seed: of the folds; that of the split if not given.
+        """
+        parts = self._ready()
+        pool = sorted(row for name, part in parts.items() if name != "test" or include_test for row in part.rows)
+        by = self._split_kind()
+        labels = self._values("class", pool) if self._labels() is not None else None
+        groups = self._values("group", pool) if self.groups is not None else None
+        if splitter is not None:
+            found = splits.from_sklearn(splitter, len(pool), labels=labels, groups=groups)
+        elif by == "time":
+            if repeats > 1:
+                raise UserInputError("folds in order of time cannot be repeated: there is one order. Use repeats=1.")
+            found = splits.time_series(len(pool), k, time=self._values("time", pool))
+        else:
+            found = splits.k_fold(
+                len(pool),
+                k,
+                stratify=labels if by in ("class", "group") else None,
+                groups=groups if by == "group" else None,
+                repeats=repeats,
+                seed=self.seed if seed is None else seed,
+            )
+        return [splits.Fold([pool[i] for i in fold.train], [pool[i] for i in fold.val]) for fold in found]
 
     # Inside.
 
@@ -199,7 +245,7 @@ class SplitDataModule(LightningDataModule):
             len(part),
             self.batch_size,
             shuffle=shuffle,
-            lengths=self._lengths(part),
+            lengths=self._lengths(part) if shuffle else None,
             seed=self.seed,
             epoch=trainer.current_epoch if trainer is not None else 0,
             rank=int(place.get("rank", 0)),
@@ -229,25 +275,33 @@ class SplitDataModule(LightningDataModule):
         return {name: given[name] for name in NAMES if name in given}
 
     def _cut(self, rows: Sequence[int], fractions: Sequence[float]) -> list[list[int]]:
-        by = self.split_by
-        labels = self._labels()
-        if by == "auto":
-            by = "time" if self.time is not None else "group" if self.groups is not None else "class"
-            by = "random" if by == "class" and labels is None else by
-        column = {"time": self.time, "group": self.groups, "class": labels, "random": ()}[by]
+        by = self._split_kind()
+        options: dict[str, Any] = {}
+        if by != "random":
+            options[{"time": "time", "group": "groups", "class": "stratify"}[by]] = self._values(by, rows)
+        parts = splits.holdout(len(rows), fractions, seed=self.seed, **options)
+        return [[rows[position] for position in part] for part in parts]
+
+    def _split_kind(self) -> str:
+        if self.split_by != "auto":
+            return self.split_by
+        if self.time is not None:
+            return "time"
+        if self.groups is not None:
+            return "group"
+        return "random" if self._labels() is None else "class"
+
+    def _values(self, by: str, rows: Sequence[int]) -> list[Any]:
+        """Return the class, group or time of these rows."""
+        column = {"time": self.time, "group": self.groups, "class": self._labels()}[by]
         if column is None:
             raise UserInputError(
                 f"split_by={by!r} needs "
-                + ("class labels, but there are none." if by == "class" else f"{by}=..., one value per row.")
+                + ("class labels, but there are none." if by == "class" else f"{_ARGUMENT[by]}, one value per row.")
             )
-        if by != "random" and len(column) <= max(rows):
-            raise UserInputError(f"{by} needs one value per row: {max(rows) + 1} rows, but got {len(column)} values.")
-        options: dict[str, Any] = {}
-        if by != "random":
-            keyword = {"time": "time", "group": "groups", "class": "stratify"}[by]
-            options[keyword] = [_plain(column[row]) for row in rows]
-        parts = splits.holdout(len(rows), fractions, seed=self.seed, **options)
-        return [[rows[position] for position in part] for part in parts]
+        if len(column) != (n := len(self._source or ())):
+            raise UserInputError(f"{_ARGUMENT[by]} needs one value per row: {n} rows, but got {len(column)} values.")
+        return [_plain(column[row]) for row in rows]
 
     def _compare_with_checkpoint(self) -> None:
         if self.parts and self._restored.get("parts", now := self.fingerprint()) != now:

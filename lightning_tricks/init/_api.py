@@ -188,6 +188,11 @@ def _follow(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Flow, str]:
     if inputs:
         return flow_by_example(model, inputs), "What follows each layer was seen with the example."
     flow = flow_by_symbols(model)
+    if flow is not None and flow.partial:
+        return flow, (
+            "What follows each layer was read from the symbolic graphs of the model's parts, and guessed from the "
+            "order of registration where one part meets the next. Pass example= to be sure."
+        )
     if flow is not None:
         return flow, "What follows each layer was read from the symbolic graph."
     return flow_by_order(model), (

@@ -83,6 +83,7 @@ class Flow:
         self.follows: dict[str, Follow] = {}
         self.branch_ends: list[str] = []  # last layer or norm of each residual branch
         self.order: list[str] = []  # layers, as first executed
+        self.partial = False  # only parts of the model were followed, the joints between them guessed
 
     def layer(self, name: str, inputs: Iterable[Origin]) -> Origin:
         """A layer with weights takes the values."""
@@ -178,6 +179,8 @@ def flow_by_order(model: nn.Module) -> Flow:
 
 def flow_by_symbols(model: nn.Module) -> Flow | None:
     """Follow the symbolic graph, of the parts where the whole has none; None where not even one part has."""
+    if is_known(model):
+        return None  # there is nothing to follow inside a layer
     graph = _symbolic_graph(model)
     if graph is not None:
         return _walk(graph, model)
@@ -185,6 +188,7 @@ def flow_by_symbols(model: nn.Module) -> Flow | None:
     if all(flow is None for _, flow in children):
         return None
     whole, guess = Flow(), flow_by_order(model)
+    whole.partial = True
     for name, flow in children:
         if flow is None:
             continue
@@ -253,6 +257,7 @@ def flow_by_example(model: nn.Module, example: tuple[Any, ...]) -> Flow:
         UserInputError: if the model cannot run the example.
     """
     watch = _Watch(model)
+    watch.note(example, Origin())
     with undisturbed(model), torch.no_grad(), watch.hooks(), watch:
         outputs = run(model, example)
     watch.flow.output(watch.origins_of(outputs))

@@ -2,8 +2,9 @@
 
 Trained, loaded and custom weights are told apart by three signs: torch's default draws are bounded (or normal with a
 known deviation), so a single value beyond the bound settles it; the distribution of the values is compared with the
-default's by a Kolmogorov-Smirnov test at level 1e-6; and layers too small for that count as untouched only if nothing
-was written to them since they were made, or if the larger layers of the same model are all untouched.
+default's by a Kolmogorov-Smirnov test at level 1e-6; and what cannot be settled so (small layers; embeddings, whose
+normal draws hide a little training) follows the rest of the model: left alone beside anything touched, new beside new
+layers, and where nothing settles it, new only if nothing was written to it since it was made.
 """
 
 import math
@@ -45,14 +46,19 @@ def untouched_modules(model: nn.Module, *, known: Collection[str] = ()) -> set[s
         if verdict is not None:
             sorted_out[verdict].add(name)
     small = sorted_out["small"]
-    if sorted_out["touched"] or not sorted_out["sure"]:
+    if sorted_out["touched"]:
+        small = set()
+    elif not sorted_out["sure"]:
         small = {name for name in small if name in known or _never_written(model.get_submodule(name))}
     return sorted_out["harmless"] | sorted_out["sure"] | small
 
 
 def is_small(module: nn.Module) -> bool:
-    """Tell whether a module has too few values to recognise torch's default in them."""
-    return max((p.numel() for p in module.parameters(recurse=False)), default=0) < _ENOUGH
+    """Tell whether torch's default cannot be recognised in a module's values for certain."""
+    return (
+        isinstance(module, nn.Embedding | nn.EmbeddingBag)
+        or max((p.numel() for p in module.parameters(recurse=False)), default=0) < _ENOUGH
+    )
 
 
 def _verdict(module: nn.Module) -> str | None:
@@ -81,6 +87,8 @@ def _default_of(module: nn.Module, key: str) -> _Default | None:
     weight = getattr(module, "weight", None)
     if isinstance(module, NORMS):
         return _Default("constant", 1.0 if key == "weight" else 0.0)
+    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear) and key == "bias":
+        return _Default("constant", 0.0)  # an attention's output projection
     if isinstance(module, nn.modules.conv._ConvNd | nn.Linear) and isinstance(weight, Tensor):
         fan = weight.shape[1] * math.prod(weight.shape[2:])
         return _Default("uniform", fan**-0.5 if fan else 0.0)

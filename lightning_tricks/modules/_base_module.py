@@ -78,6 +78,18 @@ class SupervisedModule(LightningModule):
         """Build the optimizer over parameter groups in which biases and norms do not decay."""
         return build_optimizer(self.optimizer_name, self, self.lr, weight_decay=self.weight_decay)
 
+    def on_fit_end(self) -> None:
+        """Say that nothing was learned because there was nothing to learn from; Lightning would end silently.
+
+        Raises:
+            UserInputError: if the training loader is empty (and not switched off).
+        """
+        if self.trainer.num_training_batches == 0 and self.trainer.limit_train_batches != 0:
+            raise UserInputError(
+                "the training set must hold at least one batch, but its loader is empty. "
+                "Check the dataset, the split, and drop_last with a batch size above the number of samples."
+            )
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss and log ``train_loss`` (mean over the epoch)."""
         return self._step(batch, batch_idx, "train")

@@ -1,4 +1,5 @@
 """Optimizers with sane parameter groups."""
 
+from lightning_tricks.optim._blocks import blocks as blocks
 from lightning_tricks.optim._build import build_optimizer as build_optimizer
 from lightning_tricks.optim._groups import param_groups as param_groups

@@ -1,16 +1,20 @@
 """Optimizers by name, with the course's defaults."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
-from lightning_tricks._base import check_choice, check_range
+from lightning_tricks._base import UserInputError, check_choice, check_range
 from lightning_tricks.optim._groups import param_groups
 
 OptimizerName = Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"]
+Implementation = Literal["auto", "fused", "foreach", "plain"]
 
 # The course's learning rates: 3e-4 for Adam, 1e-4 for SGD with momentum .9; torch's own for AdaGrad and RMSProp.
 _RECIPES: dict[str, tuple[Callable[..., torch.optim.Optimizer], float]] = {
@@ -25,26 +29,92 @@ _RECIPES: dict[str, tuple[Callable[..., torch.optim.Optimizer], float]] = {
 
 
 def build_optimizer(
-    name: OptimizerName, model: nn.Module, lr: float | None = None, *, weight_decay: float = 0.0, **options: Any
+    name: OptimizerName | str,
+    model: nn.Module,
+    lr: float | None = None,
+    *,
+    weight_decay: float = 0.0,
+    lr_of: Mapping[str, float] | None = None,
+    layer_decay: float | None = None,
+    frozen: str | Sequence[str] = (),
+    implementation: Implementation = "auto",
+    **options: Any,
 ) -> torch.optim.Optimizer:
     """Build an optimizer over :func:`param_groups` of the model.
 
     Args:
-        name: ``sgd``, ``momentum``, ``nesterov``, ``adagrad``, ``rmsprop``, ``adam`` or ``adamw``.
+        name: ``sgd``, ``momentum``, ``nesterov``, ``adagrad``, ``rmsprop``, ``adam`` or ``adamw``; or the import path
+            of any other optimizer class, such as ``"torch.optim.NAdam"``.
         model: whose trainable parameters to optimize.
-        lr: learning rate; the course's default for the optimizer if not given.
+        lr: learning rate above 0; the course's default for the optimizer if not given, for an import path the class's.
         weight_decay: decay of the weights only, at least 0: an L2 term in the gradient, decoupled for ``adamw``.
-        **options: passed on to the torch class, such as ``betas``.
+        lr_of: learning rates by pattern of parameter or module names, such as ``{"backbone": 1e-5}``.
+        layer_decay: factor in (0, 1] between the learning rates of neighbouring blocks, falling towards the input.
+        frozen: patterns of parameters to leave out.
+        implementation: ``"auto"`` takes torch's fused kernels where they exist for the class and the device, unless
+            the model's trainer scales the loss (fp16), where Lightning cannot clip with them; else what torch chooses.
+            ``"fused"``, ``"foreach"`` and ``"plain"`` insist. Their results differ in the last bits.
+        **options: passed on to the class, such as ``betas``.
 
     Raises:
-        UserInputError: for an unknown name, with the list, or a number out of range.
+        UserInputError: for an unknown name, with the list, a number out of range, or a pattern that fits nothing.
 
     Example:
         >>> from torch import nn
         >>> optimizer = build_optimizer("adam", nn.Linear(2, 1))
         >>> type(optimizer).__name__, optimizer.param_groups[0]["lr"]
         ('Adam', 0.0003)
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+        >>> optimizer = build_optimizer("torch.optim.NAdam", net, lr=0.1, layer_decay=0.5)
+        >>> [(group["name"], group["lr"]) for group in optimizer.param_groups]
+        [('decay: block 0', 0.05), ('decay: block 1', 0.1), ('no_decay: block 0', 0.05), ('no_decay: block 1', 0.1)]
     """
-    make, default_lr = _RECIPES[check_choice("optimizer", name, _RECIPES)]
-    lr = check_range("lr", default_lr if lr is None else lr, low=0, open_low=True)
-    return make(param_groups(model, weight_decay), lr=lr, **options)
+    check_choice("implementation", implementation, ("auto", "foreach", "fused", "plain"))
+    make, default_lr = _import(name) if "." in name else _RECIPES[check_choice("optimizer", name, _RECIPES)]
+    if lr is None:
+        lr = default_lr
+    if lr is not None:
+        options["lr"] = check_range("lr", lr, low=0, open_low=True)
+    groups = param_groups(model, weight_decay, lr=lr, lr_of=lr_of, layer_decay=layer_decay, frozen=frozen)
+    accepted = inspect.signature(make).parameters
+    options = {**_kernels(implementation, accepted, groups, model), **options}
+    try:
+        return make(groups, **options)
+    except TypeError as error:
+        raise UserInputError(f"{name} does not take these options: {error}. It takes {', '.join(accepted)}.") from error
+
+
+def _import(path: str) -> tuple[Callable[..., torch.optim.Optimizer], float | None]:
+    module, _, attribute = path.rpartition(".")
+    try:
+        made = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserInputError(
+            f"optimizer must be one of {', '.join(_RECIPES)} or the import path of a class, but {path!r} cannot be "
+            f"imported: {error}."
+        ) from error
+    if not (isinstance(made, type) and issubclass(made, torch.optim.Optimizer)):
+        raise UserInputError(f"optimizer must be a subclass of torch.optim.Optimizer, but {path!r} is {made!r}.")
+    return made, None
+
+
+def _kernels(
+    implementation: Implementation, accepted: Mapping[str, Any], groups: list[dict[str, Any]], model: nn.Module
+) -> dict[str, bool]:
+    """Return the options that choose torch's kernels."""
+    if implementation == "auto":
+        return {"fused": True} if "fused" in accepted and _can_fuse(groups, model) else {}
+    if implementation == "plain":
+        return {key: False for key in ("foreach", "fused") if key in accepted}
+    if implementation not in accepted:
+        raise UserInputError(f"this optimizer has no {implementation} implementation; use implementation='auto'.")
+    return {implementation: True}
+
+
+def _can_fuse(groups: list[dict[str, Any]], model: nn.Module) -> bool:
+    devices = _get_fused_kernels_supported_devices()
+    parameters = [p for group in groups for p in group["params"]]
+    plain = all(p.device.type in devices and p.is_floating_point() and not hasattr(p, "placements") for p in parameters)
+    sparse = any(getattr(module, "sparse", False) for module in model.modules())
+    plugin = getattr(getattr(model, "_trainer", None), "precision_plugin", None)
+    return plain and not sparse and getattr(plugin, "scaler", None) is None

@@ -1,6 +1,6 @@
 """Pictures of norms: layers down the side in forward order, optimizer steps along the bottom."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lightning_tricks.plots._style import SEQUENTIAL, new_figure
+from lightning_tricks.plots._style import COLORS, SEQUENTIAL, new_figure
 
 _NOTHING, _BROKEN = "0.85", "#d00000"  # not measured or exactly zero; NaN or infinite
 _MAX_NAMES = 60
@@ -163,3 +163,36 @@ def _high(values: np.ndarray) -> float:
 def _last(row: np.ndarray) -> float:
     finite = row[np.isfinite(row)]
     return float(finite[-1]) if finite.size else float("nan")
+
+
+def plot_activations(
+    steps: Sequence[int], layers: Sequence[str], std: Tensor, shares: Mapping[str, Sequence[float]]
+) -> Figure:
+    """Draw log10 of the standard deviation of each layer's activations over the steps, and beside it the last shares.
+
+    Args:
+        steps: optimizer step of each column.
+        layers: names, in forward order.
+        std: ``(layers, steps)``; NaN where nothing was seen.
+        shares: one value per layer in [0, 1], or NaN, for each of "dead" (units), "saturated" and "zeros" (values).
+
+    Example:
+        >>> import torch
+        >>> figure = plot_activations([0], ["relu"], torch.ones(1, 1), {"dead": [0.1], "zeros": [0.5]})
+        >>> [text.get_text() for text in figure.legends[0].get_texts()]
+        ['dead', 'zeros']
+    """
+    width, height = _size(layers)
+    figure, (left, right) = new_figure(
+        columns=2, width=width + 1.6, height=height + 0.4, sharey=True, width_ratios=[2.6, 1.0]
+    )
+    image = _heat_map(left, steps, layers, _log10(std), np.isinf(_array(std)), cmap=SEQUENTIAL)
+    left.set_title("Activation std (log10)", fontsize=10)
+    for (name, values), marker, color in zip(shares.items(), "oX|", COLORS, strict=False):
+        right.plot(values, range(len(layers)), marker, color=color, markersize=4 if marker != "|" else 8, label=name)
+    right.set_xlim(-0.03, 1.03)
+    right.set_xlabel("in the last record", fontsize=8)
+    right.set_title("Shares", fontsize=10)
+    figure.legend(loc="outside lower right", ncols=3, fontsize=7, frameon=False)
+    _bar(figure, left, image, "log10 of the std")
+    return figure

@@ -30,6 +30,8 @@ What a DataModule needs to know:
   :class:`AugmentCollate` collates and augments inside the worker.
 - Only training batches are augmented: ``on_after_batch_transfer`` must look at ``self.trainer.training``, the one flag
   that is false in the sanity check and in validation.
+- Texts go one by one: :class:`TextAugment` ``(text, index=..., epoch=...)`` in the dataset or the worker;
+  :class:`WordDropout` ``(ids, index=..., epoch=...)`` on a batch of token ids.
 - :func:`standard_ops` is what ``augment="standard"`` stands for.
 """
 
@@ -67,3 +69,10 @@ from lightning_tricks.data.augment._pixels import Solarize as Solarize
 from lightning_tricks.data.augment._policies import RandAugment as RandAugment
 from lightning_tricks.data.augment._policies import TrivialAugment as TrivialAugment
 from lightning_tricks.data.augment._presets import standard_ops as standard_ops
+from lightning_tricks.data.augment._synonyms import Synonyms as Synonyms
+from lightning_tricks.data.augment._text import RandomDeletion as RandomDeletion
+from lightning_tricks.data.augment._text import RandomInsertion as RandomInsertion
+from lightning_tricks.data.augment._text import RandomSwap as RandomSwap
+from lightning_tricks.data.augment._text import SynonymReplacement as SynonymReplacement
+from lightning_tricks.data.augment._text import TextAugment as TextAugment
+from lightning_tricks.data.augment._text import WordDropout as WordDropout

@@ -1,9 +1,10 @@
 """Plan, fold, apply: the class that users see."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from math import isfinite
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -150,10 +151,15 @@ class BatchAugment:
             UserInputError: if shapes or dtypes do not fit, or a target cannot follow (boxes under MixUp, for instance).
         """
         check_batch(batch, plan)
+        if normalized and self.mean is None and not all(isinstance(op, GeometricOp) for op in self.ops):
+            raise UserInputError(
+                "operations on colours need the mean and std that the pictures were normalised with: give them to "
+                "BatchAugment, or keep to flips, shifts, rotations and the like."
+            )
         moves = [step for step in plan.steps if not isinstance(step[0], MixOp)]
         mixes = [step for step in plan.steps if isinstance(step[0], MixOp)]
-        stages = fold(moves, plan.shape[1:], plan.shape[0], self.padding)
-        with torch.no_grad(), torch.autocast(batch.images.device.type, enabled=False):
+        with torch.no_grad(), _full_precision(batch.images.device.type):
+            stages = fold(moves, plan.shape[1:], plan.shape[0], self.padding)
             images = self._images(batch.images, stages, normalized)
             warps = [stage for stage in stages if isinstance(stage, Warp)]
             moved = replace(
@@ -210,6 +216,13 @@ class BatchAugment:
         return Space(tuple(1 / s for s in std), tuple(-m / s for m, s in zip(mean, std, strict=True)))
 
 
+def _full_precision(device: str) -> AbstractContextManager[Any]:
+    """Return a block in which autocast rests: bfloat16 would round every colour to 8 bits of mantissa."""
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
+
+
 def _run(images: Tensor, stages: Sequence[Stage], space: Space, out: Tensor) -> None:
     """Send pictures through all passes, into ``out``."""
     last = max((i for i, stage in enumerate(stages) if stage.copies), default=-1)
@@ -218,7 +231,7 @@ def _run(images: Tensor, stages: Sequence[Stage], space: Space, out: Tensor) -> 
         images, owned = out.copy_(images), True
     for i, stage in enumerate(stages):
         if not stage.copies and not (owned and images.dtype == torch.float32):
-            images = images.to(torch.float32, copy=True)
+            images = images.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         owned = True
         images = stage.run(images, space, out if i == last else None)
         space = stage.to or space

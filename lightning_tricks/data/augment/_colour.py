@@ -9,7 +9,18 @@ import torch
 from torch import Tensor
 
 from lightning_tricks._base import check_range
-from lightning_tricks.data.augment._ops import ColourOp, Linear, Params, Range, Size, between, check_p, chosen, constant
+from lightning_tricks.data.augment._ops import (
+    ColourOp,
+    Linear,
+    Params,
+    Range,
+    Size,
+    between,
+    check_p,
+    chosen,
+    constant,
+    only,
+)
 
 # ITU-R BT.601 luma, as rounded by torchvision's rgb_to_grayscale.
 LUMA = (0.2989, 0.587, 0.114)
@@ -34,7 +45,7 @@ class _Factor(ColourOp):
     def draw(self, u: Tensor, size: Size) -> Params:
         """Return ``factor``, 1 where nothing happens."""
         value = between(u[:, 1], around_one(self.amount))
-        return {"factor": torch.where(chosen(u[:, 0], self.p), value, 1.0)}
+        return {"factor": only(u[:, 0], self.p, value, 1.0)}
 
 
 @dataclass(frozen=True)
@@ -154,7 +165,7 @@ class Hue(ColourOp):
 
     def draw(self, u: Tensor, size: Size) -> Params:
         """Return ``turn``, a fraction of the circle."""
-        return {"turn": between(u[:, 1], (-self.amount, self.amount)) * chosen(u[:, 0], self.p)}
+        return {"turn": only(u[:, 0], self.p, between(u[:, 1], (-self.amount, self.amount)), 0.0)}
 
     def after(self, first: Linear, params: Params) -> Linear:
         """Rotate I and Q, keep Y."""

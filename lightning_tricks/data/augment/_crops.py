@@ -50,8 +50,9 @@ class Crop(GeometricOp):
         return {"top": top, "left": left}
 
     def inverse(self, params: Params, size: Size) -> Tensor:
-        """Shift by the window's corner."""
-        return matrix3(tx=params["left"], ty=params["top"])
+        """Shift from the window's centre to the picture's."""
+        height, width = self.out_size(size)
+        return matrix3(tx=params["left"] + (width - size[1]) / 2, ty=params["top"] + (height - size[0]) / 2)
 
 
 @dataclass(frozen=True)
@@ -107,10 +108,13 @@ class RandomResizedCrop(GeometricOp):
         }
 
     def inverse(self, params: Params, size: Size) -> Tensor:
-        """Shrink to the window and shift to its corner."""
-        out_height, out_width = self.out_size(size)
+        """Shrink to the window and shift to its centre."""
+        height, width = self.out_size(size)
         return matrix3(
-            a=params["width"] / out_width, d=params["height"] / out_height, tx=params["left"], ty=params["top"]
+            a=params["width"] / width,
+            d=params["height"] / height,
+            tx=params["left"] + (params["width"] - size[1]) / 2,
+            ty=params["top"] + (params["height"] - size[0]) / 2,
         )
 
 

@@ -1,4 +1,7 @@
-"""Flips, rotation, translation, scale, shear and perspective, each as a 3×3 map from output to input positions."""
+"""Flips, rotation, translation, scale, shear and perspective, each as a 3×3 map from output to input positions.
+
+Positions are in pixels from the picture's centre, so that nearly everything is a plain 2×2 matrix.
+"""
 
 from dataclasses import KW_ONLY, dataclass
 from math import pi
@@ -18,6 +21,7 @@ from lightning_tricks.data.augment._ops import (
     check_p,
     chosen,
     constant,
+    only,
 )
 
 
@@ -45,9 +49,9 @@ class HorizontalFlip(GeometricOp):
         return {"flip": chosen(u[:, 0], self.p)}
 
     def inverse(self, params: Params, size: Size) -> Tensor:
-        """Map x to width − x."""
+        """Map x to −x."""
         flip = params["flip"].float()
-        return matrix3(a=1 - 2 * flip, tx=flip * size[1])
+        return matrix3(a=1 - 2 * flip)
 
 
 @dataclass(frozen=True)
@@ -74,9 +78,9 @@ class VerticalFlip(GeometricOp):
         return {"flip": chosen(u[:, 0], self.p)}
 
     def inverse(self, params: Params, size: Size) -> Tensor:
-        """Map y to height − y."""
+        """Map y to −y."""
         flip = params["flip"].float()
-        return matrix3(d=1 - 2 * flip, ty=flip * size[0])
+        return matrix3(d=1 - 2 * flip)
 
 
 @dataclass(frozen=True)
@@ -103,13 +107,13 @@ class Rotate(GeometricOp):
 
     def draw(self, u: Tensor, size: Size) -> Params:
         """Return ``angle`` in degrees."""
-        return {"angle": between(u[:, 1], (-self.degrees, self.degrees)) * chosen(u[:, 0], self.p)}
+        return {"angle": only(u[:, 0], self.p, between(u[:, 1], (-self.degrees, self.degrees)), 0.0)}
 
     def inverse(self, params: Params, size: Size) -> Tensor:
         """Rotate by minus the angle."""
         radians = params["angle"] * (pi / 180)
         cos, sin = radians.cos(), radians.sin()
-        return about_centre(cos, sin, -sin, cos, size)
+        return matrix3(cos, sin, -sin, cos)
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ class Translate(GeometricOp):
     def draw(self, u: Tensor, size: Size) -> Params:
         """Return ``x`` and ``y`` in pixels."""
         height, width = size
-        reach = (2 * u[:, 1:] - 1) * (self.fraction * chosen(u[:, :1], self.p))
+        reach = only(u[:, :1], self.p, between(u[:, 1:], (-self.fraction, self.fraction)), 0.0)
         return {"x": reach[:, 0] * width, "y": reach[:, 1] * height}
 
     def inverse(self, params: Params, size: Size) -> Tensor:
@@ -173,13 +177,12 @@ class Scale(GeometricOp):
         """Return ``factor``."""
         low, high = self.factor
         value = low * (high / low) ** u[:, 1] if self.log else between(u[:, 1], self.factor)
-        return {"factor": torch.where(chosen(u[:, 0], self.p), value, 1.0)}
+        return {"factor": only(u[:, 0], self.p, value, 1.0)}
 
     def inverse(self, params: Params, size: Size) -> Tensor:
         """Divide by the factor."""
         shrink = params["factor"].reciprocal()
-        zero = torch.zeros_like(shrink)
-        return about_centre(shrink, zero, zero, shrink, size)
+        return matrix3(a=shrink, d=shrink)
 
 
 @dataclass(frozen=True)
@@ -206,13 +209,13 @@ class Shear(GeometricOp):
 
     def draw(self, u: Tensor, size: Size) -> Params:
         """Return ``x`` and ``y`` in degrees."""
-        angles = between(u[:, 1:], (-self.degrees, self.degrees)) * chosen(u[:, :1], self.p)
+        angles = only(u[:, :1], self.p, between(u[:, 1:], (-self.degrees, self.degrees)), 0.0)
         return {"x": angles[:, 0], "y": angles[:, 1]}
 
     def inverse(self, params: Params, size: Size) -> Tensor:
-        """Undo the slant: the inverse of torchvision's, which slants along y first and along x second."""
+        """Undo the slant: the inverse of the matrix of torchvision's ``affine``."""
         sx, sy = ((params[axis] * (pi / 180)).tan() for axis in "xy")
-        return about_centre(torch.ones_like(sx), sx, sy, 1 + sx * sy, size)
+        return matrix3(1 + sx * sy, sx, sy)
 
 
 @dataclass(frozen=True)
@@ -244,13 +247,14 @@ class Perspective(GeometricOp):
         """Return ``corners``: where the corners go, clockwise from the upper left, ``(B, 4, 2)`` as (x, y)."""
         extent = constant((size[1], size[0]), u)
         start = constant(((0, 0), (1, 0), (1, 1), (0, 1)), u)
-        inwards = (u[:, 1:] * chosen(u[:, :1], self.p)).reshape(-1, 4, 2) * (self.distortion / 2)
+        inwards = only(u[:, :1], self.p, u[:, 1:], 0.0).reshape(-1, 4, 2) * (self.distortion / 2)
         return {"corners": (start + (1 - 2 * start) * inwards) * extent}
 
     def inverse(self, params: Params, size: Size) -> Tensor:
         """Map the moved corners back to the picture's corners."""
-        to_unit = inverse3(square_to_quad(params["corners"]))
-        return constant(((size[1],), (size[0],), (1,)), to_unit) * to_unit
+        x, y = size[1] / 2, size[0] / 2
+        to_unit = inverse3(square_to_quad(params["corners"] - constant((x, y), params["corners"])))
+        return constant(((2 * x, 0, -x), (0, 2 * y, -y), (0, 0, 1)), to_unit) @ to_unit
 
 
 def matrix3(
@@ -268,12 +272,6 @@ def matrix3(
     zero, one = torch.zeros_like(like), torch.ones_like(like)
     full = [entry if isinstance(entry, Tensor) else one if entry else zero for entry in entries]
     return torch.stack(full, dim=1).view(-1, 3, 3)
-
-
-def about_centre(a: Tensor, b: Tensor, c: Tensor, d: Tensor, size: Size) -> Tensor:
-    """Return the linear map ``[[a, b], [c, d]]`` that leaves the picture's centre where it is."""
-    x, y = size[1] / 2, size[0] / 2
-    return matrix3(a, b, c, d, tx=x - a * x - b * y, ty=y - c * x - d * y)
 
 
 def square_to_quad(corners: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int64
@@ -14,6 +15,9 @@ from lightning_tricks._base import derive_seed
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
 _SECOND = 0x94D049BB133111EB - (1 << 64)
+_MASK = (1 << 64) - 1
+
+T = TypeVar("T")
 
 
 def _mixed(z: Tensor) -> Tensor:
@@ -66,8 +70,53 @@ def uniforms(keys: Int64[Tensor, " B"], slots: Sequence[int]) -> Float[Tensor, "
     return ((words >> 40) & 0xFFFFFF).float() * 2.0**-24
 
 
+class Draws:
+    """Random numbers for one sample in plain Python, one after the other; keyed like :func:`sample_keys`.
+
+    Args:
+        seed: of the run.
+        epoch: the number of the epoch.
+        index: the sample's position in its dataset.
+
+    Example:
+        >>> a, b = Draws(0, 1, 2), Draws(0, 1, 2)
+        >>> a.uniform() == b.uniform() and a.below(10) == b.below(10)
+        True
+    """
+
+    def __init__(self, seed: int, epoch: int, index: int) -> None:
+        by_epoch = _mixed_number(epoch * _GOLDEN + derive_seed("augment", seed))
+        self._key = _mixed_number(by_epoch + index * _GOLDEN)
+        self._slot = 0
+
+    def word(self) -> int:
+        """Return 64 random bits."""
+        self._slot += 1
+        return _mixed_number(self._key + self._slot * _GOLDEN)
+
+    def uniform(self) -> float:
+        """Return a number in [0, 1), a multiple of 2**-24."""
+        return (self.word() >> 40) / (1 << 24)
+
+    def below(self, count: int) -> int:
+        """Return one of 0 .. count - 1."""
+        return self.word() * count >> 64
+
+    def sample(self, items: Sequence[T], count: int) -> list[T]:
+        """Return up to ``count`` different items."""
+        pool = list(items)
+        return [pool.pop(self.below(len(pool))) for _ in range(min(count, len(pool)))]
+
+
+def _mixed_number(z: int) -> int:
+    z &= _MASK
+    z = (z ^ (z >> 30)) * _FIRST & _MASK
+    z = (z ^ (z >> 27)) * _SECOND & _MASK
+    return z ^ (z >> 31)
+
+
 def _signed(value: int) -> int:
-    value &= (1 << 64) - 1
+    value &= _MASK
     return value - (1 << 64) if value >> 63 else value
 
 

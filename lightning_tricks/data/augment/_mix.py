@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_tricks._base import UserInputError, check_range
 from lightning_tricks.data.augment._batch import ImageBatch
-from lightning_tricks.data.augment._ops import Op, Params, Size, check_p, chosen
+from lightning_tricks.data.augment._ops import Op, Params, Size, check_p, chosen, only
 from lightning_tricks.data.augment._pixels import in_box
 from lightning_tricks.data.augment._stages import Step
 
@@ -46,7 +46,7 @@ class MixUp(MixOp):
 
     def draw(self, u: Tensor, size: Size) -> Params:
         """Return ``weight``: 1 where nothing happens."""
-        return {"weight": torch.where(chosen(u[:, 0], self.p), beta(u[:, 1], self.alpha), 1.0)}
+        return {"weight": only(u[:, 0], self.p, beta(u[:, 1], self.alpha), 1.0)}
 
 
 @dataclass(frozen=True)

@@ -50,13 +50,17 @@ class GaussianNoise(PixelOp):
 
     def apply(self, images: Tensor, params: Params, space: Space) -> Tensor:
         """Add the noise in place."""
-        batch, channels, height, width = images.shape
-        sign = 1 - 2 * (params["word"] & 1)  # doubles what the bank offers
-        sigma = (params["sigma"] * sign)[:, None] * constant(space.gain, images)  # (B, C)
-        noise = (_from_bank if self.source == "bank" else _exact)(params["word"], channels * height * width)
-        flat = images.view(batch, channels, -1)
-        flat.addcmul_(noise.view_as(flat), sigma[:, :, None])
+        flat = images.flatten(2)
+        self.added_to(flat, params, space, flat)
         return images
+
+    def added_to(self, base: Tensor, params: Params, space: Space, out: Tensor) -> Tensor:
+        """Return ``base`` (broadcastable) plus the noise, written to ``out`` ``(B, C, pixels)``."""
+        channels, pixels = out.shape[1:]
+        sign = 1 - 2 * (params["word"] & 1)  # doubles what the bank offers
+        sigma = (params["sigma"] * sign)[:, None] * constant(space.gain, out)  # (B, C)
+        noise = (_from_bank if self.source == "bank" else _exact)(params["word"], channels * pixels)
+        return torch.addcmul(base, noise.view_as(out), sigma[:, :, None], out=out)
 
 
 def _from_bank(words: Tensor, count: int) -> Tensor:

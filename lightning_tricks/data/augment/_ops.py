@@ -47,7 +47,7 @@ class GeometricOp(Op):
 
     @abstractmethod
     def inverse(self, params: Params, size: Size) -> Tensor:
-        """Return ``(B, 3, 3)``: output position to input position, in pixels, the first pixel covering [0, 1]²."""
+        """Return ``(B, 3, 3)``: output position to input position, in pixels, each from its picture's centre."""
 
     def out_size(self, size: Size) -> Size:
         """Return the size of the result."""
@@ -132,6 +132,11 @@ class PixelOp(Op):
 def chosen(u: Tensor, p: float) -> Tensor:
     """Return which samples an operation acts on: ``(B,)`` bool, each with probability ``p``."""
     return u < p
+
+
+def only(u: Tensor, p: float, value: Tensor, neutral: float) -> Tensor:
+    """Return ``value`` for the samples that an operation acts on, for the others what changes nothing."""
+    return value if p >= 1 else torch.where(chosen(u, p), value, neutral)
 
 
 def between(u: Tensor, bounds: Range) -> Tensor:

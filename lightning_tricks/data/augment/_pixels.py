@@ -21,6 +21,7 @@ from lightning_tricks.data.augment._ops import (
     check_p,
     chosen,
     constant,
+    only,
 )
 
 
@@ -115,7 +116,7 @@ class HueHSV(PixelOp):
 
     def draw(self, u: Tensor, size: Size) -> Params:
         """Return ``turn``, a fraction of the circle."""
-        return {"turn": between(u[:, 1], (-self.amount, self.amount)) * chosen(u[:, 0], self.p)}
+        return {"turn": only(u[:, 0], self.p, between(u[:, 1], (-self.amount, self.amount)), 0.0)}
 
     def apply(self, images: Tensor, params: Params, space: Space) -> Tensor:
         """Turn the hue, keep value and saturation."""
@@ -173,7 +174,7 @@ class GaussianBlur(PixelOp):
                 f"GaussianBlur mirrors {self.kernel_size // 2} pixels at the border, but the picture is {size}. "
                 "Choose a smaller kernel_size."
             )
-        return {"sigma": torch.where(chosen(u[:, 0], self.p), between(u[:, 1], self.sigma), 1e-3)}
+        return {"sigma": only(u[:, 0], self.p, between(u[:, 1], self.sigma), 1e-3)}
 
     def apply(self, images: Tensor, params: Params, space: Space) -> Tensor:
         """Blur along x, then along y."""
@@ -212,7 +213,7 @@ class Sharpness(PixelOp):
     def draw(self, u: Tensor, size: Size) -> Params:
         """Return ``factor``, 1 where nothing happens."""
         value = between(u[:, 1], around_one(self.amount))
-        return {"factor": torch.where(chosen(u[:, 0], self.p), value, 1.0)}
+        return {"factor": only(u[:, 0], self.p, value, 1.0)}
 
     def apply(self, images: Tensor, params: Params, space: Space) -> Tensor:
         """Blend; pixels at the border stay, as in PIL and torchvision."""

@@ -1,4 +1,7 @@
-"""Move pixels, class masks, boxes and points by one 3×3 map per sample from output to input positions (in pixels)."""
+"""Move pixels, class masks, boxes and points by one 3×3 map per sample from output to input positions.
+
+The maps take and give pixels from the centre of the picture.
+"""
 
 from typing import Literal
 
@@ -23,9 +26,7 @@ def warp(images: Tensor, matrix: Tensor, size: Size, padding: Padding, *, affine
         affine: the last row of every matrix is (0, 0, 1).
     """
     height, width = images.shape[2:]
-    # grid_sample wants -1 to 1 from edge to edge, which is one more map behind this one.
-    scale = constant(((2 / width,), (2 / height,), (1,)), matrix)
-    unit = matrix * scale - matrix[:, 2:] * constant(((1,), (1,), (0,)), matrix)
+    unit = matrix * constant(((2 / width,), (2 / height,), (1,)), matrix)  # grid_sample wants -1 to 1, edge to edge
     grid = _positions(unit, size, affine=affine)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode=padding, align_corners=False)
 
@@ -37,8 +38,7 @@ def _positions(matrix: Tensor, size: Size, *, affine: bool) -> Tensor:
     ``grid_sample`` wants, and a sum of pairs is one vectorised pass, several times faster than ``affine_grid``.
     """
     height, width = size
-    at_x = torch.arange(width, device=matrix.device, dtype=matrix.dtype) + 0.5
-    at_y = torch.arange(height, device=matrix.device, dtype=matrix.dtype) + 0.5
+    at_x, at_y = _centres(width, matrix), _centres(height, matrix)
     by_column = at_x[:, None] * matrix[:, None, :, 0]  # (B, W, 3)
     by_row = at_y[:, None] * matrix[:, None, :, 1] + matrix[:, None, :, 2]  # (B, H, 3)
     grid = _pairs(by_row)[:, :, None] + _pairs(by_column)[:, None, :]  # (B, H, W)
@@ -51,14 +51,20 @@ def _pairs(points: Tensor) -> Tensor:
     return torch.view_as_complex(points[..., :2].contiguous())
 
 
-def source_lines(matrix: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+def _centres(length: int, like: Tensor) -> Tensor:
+    """Return where the middles of pixels lie, from the middle of them all."""
+    return torch.arange(length, device=like.device, dtype=like.dtype) - (length - 1) / 2
+
+
+def source_lines(matrix: Tensor, before: Size, after: Size) -> tuple[Tensor, Tensor]:
     """Return the input row of each output row ``(B, H)`` and column of each column ``(B, W)``, for whole-pixel maps."""
-    height, width = size
-    x = torch.arange(width, device=matrix.device) + 0.5
-    y = torch.arange(height, device=matrix.device) + 0.5
-    rows = matrix[:, 1, 1, None] * y + matrix[:, 1, 2, None]
-    columns = matrix[:, 0, 0, None] * x + matrix[:, 0, 2, None]
-    return rows.floor().long(), columns.floor().long()
+    lines = []
+    for axis in range(2):  # rows are y
+        at = _centres(after[axis], matrix)
+        y = 1 - axis
+        source = matrix[:, y, y, None] * at + matrix[:, y, 2, None]
+        lines.append((source + before[axis] / 2).floor().long())
+    return lines[0], lines[1]
 
 
 def gather(images: Tensor, rows: Tensor, columns: Tensor, padding: Padding, *, fill: float = 0) -> Tensor:
@@ -82,7 +88,8 @@ def gather(images: Tensor, rows: Tensor, columns: Tensor, padding: Padding, *, f
 def pick(masks: Tensor, matrix: Tensor, size: Size, padding: Padding, fill: float) -> Tensor:
     """Return class masks ``(B, C, H, W)`` of the nearest pixel: values that were there, or ``fill``."""
     batch, channels, height, width = masks.shape
-    at = _positions(matrix, size, affine=False).floor().long()  # (B, H', W', 2)
+    middle = constant((width / 2, height / 2), matrix)
+    at = (_positions(matrix, size, affine=False) + middle).floor().long()  # (B, H', W', 2)
     columns, rows = at.unbind(-1)
     inside = _inside(rows, height) & _inside(columns, width)
     place = _fold_in(rows, height, padding) * width + _fold_in(columns, width, padding)
@@ -91,20 +98,28 @@ def pick(masks: Tensor, matrix: Tensor, size: Size, padding: Padding, fill: floa
     return out.masked_fill_(~inside[:, None], fill) if padding == "zeros" else out
 
 
-def move_points(points: Tensor, matrix: Tensor) -> Tensor:
-    """Return where points ``(B, N, 2)`` as (x, y) land, with the first pixel covering [0, 1]²."""
-    forward = inverse3(matrix)
-    ahead = F.pad(points, (0, 1), value=1.0) @ forward.transpose(1, 2)
-    return ahead[..., :2] / ahead[..., 2:]
+def move_points(points: Tensor, matrix: Tensor, before: Size, after: Size) -> Tensor:
+    """Return where points ``(B, N, 2)`` as (x, y) land, with the first pixel covering [0, 1]².
+
+    Args:
+        points: in the picture before.
+        matrix: ``(B, 3, 3)`` from the picture after to the one before.
+        before: size of the picture before.
+        after: size of the picture after.
+    """
+    old, new = (constant((size[1] / 2, size[0] / 2), points) for size in (before, after))
+    forward = inverse3(matrix).to(points.dtype)
+    ahead = F.pad(points - old, (0, 1), value=1.0) @ forward.transpose(1, 2)
+    return ahead[..., :2] / ahead[..., 2:] + new
 
 
-def move_boxes(boxes: Tensor, matrix: Tensor, size: Size) -> Tensor:
+def move_boxes(boxes: Tensor, matrix: Tensor, before: Size, after: Size) -> Tensor:
     """Return the upright hull of moved boxes ``(B, N, 4)`` as (x1, y1, x2, y2), cut to the picture."""
     corners = boxes[..., [0, 1, 2, 1, 2, 3, 0, 3]].reshape(*boxes.shape[:2], 4, 2)
-    moved = move_points(corners.flatten(1, 2), matrix).reshape(corners.shape)
+    moved = move_points(corners.flatten(1, 2), matrix, before, after).reshape(corners.shape)
     hull = torch.cat([moved.amin(2), moved.amax(2)], dim=-1)
-    hull[..., 0::2] = hull[..., 0::2].clamp(0, size[1])
-    hull[..., 1::2] = hull[..., 1::2].clamp(0, size[0])
+    hull[..., 0::2] = hull[..., 0::2].clamp(0, after[1])
+    hull[..., 1::2] = hull[..., 1::2].clamp(0, after[0])
     return hull
 
 

@@ -8,6 +8,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from lightning_tricks.data.augment._noise import GaussianNoise
 from lightning_tricks.data.augment._ops import (
     ColourOp,
     GeometricOp,
@@ -54,6 +55,7 @@ class Warp(Stage):
     """All geometry in a row: one map, applied once."""
 
     matrix: Tensor
+    before: Size
     size: Size
     affine: bool
     whole: bool  # whole pixels: pick them, do not resample
@@ -68,24 +70,52 @@ class Warp(Stage):
         """Pick for each pixel the nearest one: ``(B, H, W)`` or ``(B, K, H, W)``."""
         planes = masks[:, None] if masks.ndim == 3 else masks
         if self.whole:
-            out = gather(planes, *source_lines(self.matrix, self.size), self.padding, fill=fill)
+            out = gather(planes, *source_lines(self.matrix, self.before, self.size), self.padding, fill=fill)
         else:
             out = pick(planes, self.matrix, self.size, self.padding, fill)
         return out[:, 0] if masks.ndim == 3 else out
 
     def move_boxes(self, boxes: Tensor) -> Tensor:
         """Return the upright hulls ``(B, N, 4)``, cut to the picture."""
-        return move_boxes(boxes, self.matrix, self.size)
+        return move_boxes(boxes, self.matrix, self.before, self.size)
 
     def move_keypoints(self, points: Tensor) -> Tensor:
         """Return where ``(B, N, 2)`` land; they may lie outside."""
-        return move_points(points + 0.5, self.matrix) - 0.5  # a keypoint's (0, 0) is the first pixel's centre
+        return (
+            move_points(points + 0.5, self.matrix, self.before, self.size) - 0.5
+        )  # a keypoint's (0, 0) is the first pixel's centre
 
     def run(self, images: Tensor, space: Space, out: Tensor | None = None) -> Tensor:
         """Pick or resample."""
         if self.whole:
-            return gather(images, *source_lines(self.matrix, self.size), self.padding)
+            return gather(images, *source_lines(self.matrix, self.before, self.size), self.padding)
         return warp(images.float(), self.matrix, self.size, self.padding, affine=self.affine)
+
+
+@dataclass(frozen=True)
+class Pixels(Stage):
+    """One operation that does not fold."""
+
+    op: PixelOp
+    params: Params
+
+    @property
+    def any_space(self) -> bool:  # type: ignore[override]
+        """Whether it works on normalised pictures."""
+        return self.op.any_space
+
+    @property
+    def overshoots(self) -> bool:  # type: ignore[override]
+        """Whether it may leave the range."""
+        return self.op.overshoots
+
+    def cut(self, rows: slice) -> "Pixels":
+        """Return it for some of the samples."""
+        return replace(self, params={name: value[rows] for name, value in self.params.items()})
+
+    def run(self, images: Tensor, space: Space, out: Tensor | None = None) -> Tensor:
+        """Compute."""
+        return self.op.apply(images, self.params, space)
 
 
 @dataclass(frozen=True)
@@ -94,22 +124,27 @@ class Colour(Stage):
 
     linear: Linear
     to: Space | None = None
+    noise: Pixels | None = None  # that follows; added with the shift, which saves a pass
     copies = True
     overshoots = True
 
     def cut(self, rows: slice) -> "Colour":
         """Return it for some of the samples."""
         m, n, t = self.linear.m, self.linear.n, self.linear.t
-        return replace(self, linear=Linear(m[rows], None if n is None else n[rows], t[rows]))
+        linear = Linear(m[rows], None if n is None else n[rows], t[rows])
+        return replace(self, linear=linear, noise=self.noise and self.noise.cut(rows))
 
     def run(self, images: Tensor, space: Space, out: Tensor | None = None) -> Tensor:
         """Multiply every pixel by the matrix and add the shift."""
         pixels = images.flatten(2).float()  # (B, C, H·W)
         matrix, shift = self._between(pixels, space, self.to or space)
-        target = None if out is None else out.flatten(2)
+        target = torch.empty_like(pixels) if out is None else out.view(pixels.shape)
+        base = shift[:, :, None]
+        if self.noise is not None and isinstance(self.noise.op, GaussianNoise):
+            base = self.noise.op.added_to(base, self.noise.params, self.to or space, target)
         if matrix.shape[1] == 1:
-            return torch.addcmul(shift[:, :, None], pixels, matrix, out=target).view(images.shape)
-        return torch.baddbmm(shift[:, :, None], matrix, pixels, out=target).view(images.shape)
+            return torch.addcmul(base, pixels, matrix, out=target).view(images.shape)
+        return torch.baddbmm(base, matrix, pixels, out=target).view(images.shape)
 
     def _between(self, pixels: Tensor, before: Space, after: Space) -> tuple[Tensor, Tensor]:
         """Return the matrix and the shift that take stored values to stored values."""
@@ -144,32 +179,6 @@ class Convert(Stage):
 
 
 @dataclass(frozen=True)
-class Pixels(Stage):
-    """One operation that does not fold."""
-
-    op: PixelOp
-    params: Params
-
-    @property
-    def any_space(self) -> bool:  # type: ignore[override]
-        """Whether it works on normalised pictures."""
-        return self.op.any_space
-
-    @property
-    def overshoots(self) -> bool:  # type: ignore[override]
-        """Whether it may leave the range."""
-        return self.op.overshoots
-
-    def cut(self, rows: slice) -> "Pixels":
-        """Return it for some of the samples."""
-        return replace(self, params={name: value[rows] for name, value in self.params.items()})
-
-    def run(self, images: Tensor, space: Space, out: Tensor | None = None) -> Tensor:
-        """Compute."""
-        return self.op.apply(images, self.params, space)
-
-
-@dataclass(frozen=True)
 class Clamp(Stage):
     """Cut what overshot the range from black to white, once after a row of operations that can."""
 
@@ -200,7 +209,20 @@ def fold(steps: Sequence[Step], size: Size, channels: int, padding: Padding) -> 
             stages.append(Colour(_fold_colour(row, channels)))
         else:
             stages += [Pixels(op, params) for op, params in row if isinstance(op, PixelOp)]
-    return stages
+    return _with_noise(stages)
+
+
+def _with_noise(stages: Sequence[Stage]) -> list[Stage]:
+    """Return the passes with every noise that directly follows a colour matrix taken into it."""
+    out: list[Stage] = []
+    for stage in stages:
+        last = out[-1] if out else None
+        noise = isinstance(stage, Pixels) and isinstance(stage.op, GaussianNoise)
+        if noise and isinstance(stage, Pixels) and isinstance(last, Colour) and last.noise is None:
+            out[-1] = replace(last, noise=stage)
+        else:
+            out.append(stage)
+    return out
 
 
 def settle(stages: Sequence[Stage], before: Space, after: Space) -> list[Stage]:
@@ -236,6 +258,7 @@ def settle(stages: Sequence[Stage], before: Space, after: Space) -> list[Stage]:
 def fold_geometry(row: Sequence[Step], size: Size, padding: Padding) -> Warp:
     """Return one map from the last output to the first input."""
     matrix: Tensor | None = None
+    before = size
     ops: list[GeometricOp] = []
     for op, params in row:
         if isinstance(op, GeometricOp):
@@ -247,6 +270,7 @@ def fold_geometry(row: Sequence[Step], size: Size, padding: Padding) -> Warp:
         raise ValueError("no geometry to fold")
     return Warp(
         matrix,
+        before,
         size,
         affine=all(op.affine for op in ops),
         whole=all(op.integer for op in ops),

@@ -1,0 +1,227 @@
+"""Texts with classes."""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+from torch import Tensor
+from typing_extensions import Self, Unpack
+
+from lightning_tricks._base import UserInputError, check_choice, check_range
+from lightning_tricks.data._datamodule import Split, SplitBy, SplitDataModule
+from lightning_tricks.data._image_arrays import check_labels
+from lightning_tricks.data._loading import Part, Source
+from lightning_tricks.data._text_source import (
+    ChangedTexts,
+    EncodedTexts,
+    RawTexts,
+    Tokenize,
+    build_vocabulary,
+    read_pairs,
+    words,
+)
+
+_TOKENIZERS: dict[str, Tokenize] = {"words": words, "characters": list}
+
+
+class TextOptions(TypedDict, total=False):
+    """What every constructor of :class:`TextDataModule` takes, see there."""
+
+    batch_size: int
+    split: Split
+    split_by: SplitBy
+    groups: Sequence[Any] | None
+    time: Sequence[Any] | None
+    classes: Sequence[str] | None
+    tokenize: Literal["words", "characters"] | Tokenize
+    vocabulary_size: int | None
+    min_count: int
+    max_length: int
+    augment: Callable[..., str] | None
+    num_workers: int
+    seed: int
+
+
+class TextDataModule(SplitDataModule):
+    """Texts with classes; the vocabulary is learnt from the training part only.
+
+    Batches are tuples of ``int64 (B, L)`` token codes, padded with 0 to the longest text of the batch, and
+    ``int64 (B,)`` classes. Code 1 is a token that the vocabulary does not have. In training, texts of similar length
+    share a batch, so that there is little padding; batches still come in random order, other ones in every epoch.
+
+    Args:
+        texts: one string per sample.
+        labels: one class per sample: 0..C-1, or names.
+        batch_size: texts per batch and rank, at least 1.
+        split: fractions of train, val and test, or row numbers by part name.
+        split_by: ``"auto"`` (time or group if given, else class), ``"class"``, ``"group"``, ``"time"`` or ``"random"``.
+        groups: one group per text, such as its author.
+        time: one sortable value per text.
+        classes: names of the classes in order of their codes; sorted if not given.
+        tokenize: ``"words"`` (lower case, punctuation apart), ``"characters"``, or a function from text to tokens.
+        vocabulary_size: at most so many codes, padding and unknown included, the most frequent first.
+        min_count: tokens that are rarer in the training part are unknown.
+        max_length: tokens kept of each text, at least 1.
+        augment: function ``augment(text, index=row, epoch=epoch) -> str`` for training texts.
+        num_workers: processes that read.
+        seed: of the split and the order of training.
+
+    Attributes:
+        classes: names of the classes.
+        vocabulary: tokens in order of their codes; after ``setup``.
+
+    Raises:
+        UserInputError: for texts, labels or options that cannot be right.
+
+    Example:
+        >>> data = TextDataModule(["good film", "bad film", "so good", "so bad"] * 5, [1, 0, 1, 0] * 5, batch_size=3)
+        >>> tokens, y = next(iter(data.train_dataloader()))
+        >>> tokens.shape, sorted(data.vocabulary)
+        (torch.Size([3, 2]), ['<pad>', '<unk>', 'bad', 'film', 'good', 'so'])
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        labels: Any,
+        *,
+        batch_size: int = 64,
+        split: Split = (0.6, 0.2, 0.2),
+        split_by: SplitBy = "auto",
+        groups: Sequence[Any] | None = None,
+        time: Sequence[Any] | None = None,
+        classes: Sequence[str] | None = None,
+        tokenize: Literal["words", "characters"] | Tokenize = "words",
+        vocabulary_size: int | None = None,
+        min_count: int = 1,
+        max_length: int = 512,
+        augment: Callable[..., str] | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size,
+            split=split,
+            split_by=split_by,
+            groups=groups,
+            time=time,
+            num_workers=num_workers,
+            seed=seed,
+        )
+        self._texts = _check_texts(texts)
+        self._y, self.classes = check_labels(labels, len(self._texts), classes)
+        self._tokenize = _tokenizer(tokenize)
+        self._size = None if vocabulary_size is None else int(check_range("vocabulary_size", vocabulary_size, low=3))
+        self._min_count = int(check_range("min_count", min_count, low=1))
+        self._max_length = int(check_range("max_length", max_length, low=1))
+        if augment is not None and not callable(augment):
+            raise UserInputError(f"augment must be a function of a text, index and epoch, but got {augment!r}.")
+        self._augment = augment
+        self.vocabulary: list[str] = []
+
+    @classmethod
+    def from_pairs(cls, pairs: Iterable[tuple[str, Any]], **options: Unpack[TextOptions]) -> Self:
+        """Take pairs of a text and its class.
+
+        Raises:
+            UserInputError: if one is no pair.
+        """
+        kept = list(pairs)
+        for i, pair in enumerate(kept):
+            if isinstance(pair, str) or len(pair) != 2:
+                raise UserInputError(f"samples must be pairs of text and label, but sample {i} is {pair!r}.")
+        return cls([text for text, _ in kept], [label for _, label in kept], **options)
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | Path,
+        *,
+        text: str | int = "text",
+        label: str | int = "label",
+        header: bool = True,
+        encoding: str = "utf-8",
+        **options: Unpack[TextOptions],
+    ) -> Self:
+        """Read a CSV or TSV file.
+
+        Args:
+            path: file ending in .csv, .tsv or .txt (tabs).
+            text: name or number of the column of texts.
+            label: name or number of the column of classes; they are taken as names.
+            header: whether the first line names the columns.
+            encoding: of the file.
+            **options: see the class.
+
+        Raises:
+            UserInputError: if the file or a column is missing, or the encoding is another.
+        """
+        texts, labels = read_pairs(path, text=text, label=label, header=header, encoding=encoding)
+        return cls(texts, labels, **options)
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.classes)
+
+    def decode(self, codes: Tensor) -> list[str]:
+        """Return the tokens of one text, without padding."""
+        self._ready()
+        return [self.vocabulary[code] for code in codes.tolist() if code]
+
+    def _open(self) -> RawTexts:
+        self._raw = RawTexts(self._texts, self._y, self._tokenize, self._max_length)
+        return self._raw
+
+    def _labels(self) -> Tensor:
+        return self._y
+
+    def _class_names(self) -> list[str]:
+        return self.classes
+
+    def _fit(self, source: Source, train: Sequence[int]) -> EncodedTexts:
+        self._raw = copy.copy(self._raw)  # a fold learns its own vocabulary
+        tokens = (self._raw.tokens(self._texts[row]) for row in train)
+        self.vocabulary = build_vocabulary(tokens, size=self._size, min_count=self._min_count)
+        if len(self.vocabulary) == 2:
+            raise UserInputError(
+                f"no token is in the vocabulary: the training texts have none {self._min_count} times. Lower min_count."
+            )
+        self._raw.code = {token: i for i, token in enumerate(self.vocabulary)}
+        self._encoded = EncodedTexts(self._raw)
+        return self._encoded
+
+    def _part(self, name: str) -> Part:
+        part = super()._part(name)
+        if name == "train" and self._augment is not None:
+            return Part(ChangedTexts(self._raw, self._augment), part.rows)
+        return part
+
+    def _lengths(self, part: Part) -> list[int]:
+        return [self._encoded.lengths[row] for row in part.rows]
+
+
+def _tokenizer(tokenize: Literal["words", "characters"] | Tokenize) -> Tokenize:
+    if isinstance(tokenize, str):
+        return _TOKENIZERS[check_choice("tokenize", tokenize, _TOKENIZERS)]
+    if not callable(tokenize):
+        raise UserInputError(f"tokenize must be 'words', 'characters' or a function, but got {tokenize!r}.")
+    return tokenize
+
+
+def _check_texts(texts: Sequence[str]) -> list[str]:
+    if isinstance(texts, str):
+        raise UserInputError("texts must be a sequence of strings, but got one string. Wrap it in a list.")
+    kept = list(texts)
+    for i, text in enumerate(kept):
+        if not isinstance(text, str):
+            raise UserInputError(f"texts must be strings, but text {i} is {text!r} ({type(text).__name__}).")
+    empty = [i for i, text in enumerate(kept) if not text.strip()]
+    if empty:
+        raise UserInputError(
+            f"every text needs a word, but {len(empty)} are empty (first: number {empty[0]}). Remove them."
+        )
+    if not kept:
+        raise UserInputError("there are no texts.")
+    return kept

@@ -1,0 +1,219 @@
+"""Hyperparameter search: one process per training, everything written down, a killed search goes on."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.loggers import Logger
+
+from lightning_tricks._base import UserInputError, check_range, derive_seed, infer_mode, require_extra, warn_once
+from lightning_tricks.tune._methods import Method, choose
+from lightning_tricks.tune._pool import Pool, StartMethod, context_for
+from lightning_tricks.tune._records import mean_and_sd, ordered
+from lightning_tricks.tune._result import Retrained, SearchResult
+from lightning_tricks.tune._space import Space, check_space
+from lightning_tricks.tune._trial_process import Job
+
+if TYPE_CHECKING:
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
+    from optuna.storages import BaseStorage
+
+PrunerName = Literal["asha", "median"]
+
+
+def search(
+    make_model: Callable[..., LightningModule],
+    data: LightningDataModule | Callable[..., LightningDataModule],
+    space: Space | str | Path,
+    *,
+    trials: int,
+    method: "Method | BaseSampler" = "auto",
+    monitor: str = "val_loss",
+    mode: Literal["auto", "min", "max"] = "auto",
+    trainer: Mapping[str, Any] | None = None,
+    callbacks: Callable[..., Sequence[Callback]] | None = None,
+    logger: Callable[[Path, dict[str, Any]], Logger] | None = None,
+    folder: str | Path = "search",
+    storage: "str | BaseStorage | None" = None,
+    workers: int = 1,
+    seed: int = 0,
+    prune: "PrunerName | BasePruner | None" = None,
+    retrain: int = 3,
+    retrain_seeds: int = 3,
+    test: bool = True,
+    start_method: StartMethod = "auto",
+    progress: bool = True,
+) -> SearchResult:
+    """Search hyperparameters, train the best again with other seeds, and test the winner.
+
+    Each trial trains in a process of its own, with the same split and the same training seed; its value is the best one
+    of the run, not the last. A trial that raises (out of memory, a loss that was never finite) is recorded with its
+    reason and the search goes on; three such in a row end it, and so does a mistake that every trial would make. A
+    killed training goes on from its last checkpoint, a killed search where it was: call it again with the same
+    arguments. Called at the same time on another machine that sees the folder (or the storage), it joins in.
+
+    What the best of many trials promises is too good. So the best three are trained again with three other seeds each,
+    the best mean wins, and only the winner's trainings see the test set.
+
+    Args:
+        make_model: returns a new model; called with those hyperparameters that it has arguments for (all, if it takes
+            ``**others``).
+        data: the data, or a function that returns it, called in the same way (for the batch size, say).
+        space: hyperparameters by name, each a :class:`~lightning_tricks.Float`, :class:`~lightning_tricks.Int` or
+            :class:`~lightning_tricks.Choice`; a function of an Optuna trial that returns a dict; or the path of a YAML
+            file (a list is a choice, ``{low: 1.0e-5, high: 0.1, log: true}`` a number).
+        trials: budget, at least 1.
+        method: ``"auto"`` (says what it took and why), ``"grid"``, ``"random"``, ``"coarse_to_fine"``, ``"gp"``,
+            ``"tpe"``, ``"coarse+gp"`` (the coarse round, then Gaussian processes), or an Optuna sampler.
+        monitor: name of the metric, logged in validation.
+        mode: ``"min"``, ``"max"``, or ``"auto"`` to tell by the metric's name.
+        trainer: options of ``Trainer``, such as ``{"max_epochs": 20}``.
+        callbacks: returns new callbacks for each training, such as ``lambda: lt.recipe("val_loss")``; called like
+            ``make_model``.
+        logger: returns a training's logger, called with its folder and its hyperparameters; a CSV file if None.
+        folder: where everything is written; its name is the study's name.
+        storage: an Optuna storage or its URL; by default a journal file in the folder.
+        workers: trainings at a time; they share out the threads and the GPUs.
+        seed: of the points, and of every training.
+        prune: give up runs that look bad: ``"asha"``, ``"median"``, an Optuna pruner, or None. Never in the coarse
+            round of a coarse-to-fine search, and pruned runs do not move its windows.
+        retrain: how many of the best settings are trained again; 0 for none.
+        retrain_seeds: how many seeds each of them is trained with.
+        test: whether the winner is tested, if any were trained again.
+        start_method: how training processes start; ``"auto"`` takes a clean server process if ``make_model`` and the
+            rest can be sent there (defined at the top of a module), else a fork.
+        progress: whether to show a bar with the best value so far.
+
+    Returns:
+        The winner, the study and where the records are: ``runs.csv``, one ``hparams.yaml`` and ``log.txt`` per run.
+
+    Raises:
+        UserInputError: for a space that contradicts itself, an unknown method, a storage that cannot be reached or
+            holds another search, a metric that is never logged, trials that all fail.
+
+    Example:
+        >>> import tempfile
+        >>> import lightning_tricks as lt
+        >>> def make_model(lr):
+        ...     return lt.Classifier(lt.MLP(64, 10), num_classes=10, lr=lr)
+        >>> result = lt.search(
+        ...     make_model,
+        ...     lt.DigitsDataModule(batch_size=256),
+        ...     {"lr": lt.Choice([1e-4, 1e-2])},
+        ...     trials=2,
+        ...     trainer={"max_epochs": 1, "accelerator": "cpu"},
+        ...     folder=tempfile.mkdtemp(),
+        ...     retrain=0,
+        ...     progress=False,
+        ... )
+        >>> result.method, result.best_params
+        ('grid', {'lr': 0.01})
+    """
+    require_extra("optuna", "tune", "search()")
+    from lightning_tricks.tune._runner import Runner
+    from lightning_tricks.tune._study import open_study
+
+    for what, number, least in (("trials", trials, 1), ("workers", workers, 1), ("retrain", retrain, 0)):
+        check_range(what, number, low=least)
+    check_range("retrain_seeds", retrain_seeds, low=1)
+    space = check_space(space)
+    mode = infer_mode(monitor, mode)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = choose(method, space, trials=trials, seed=seed)
+    job = Job(folder, {}, make_model, data, monitor, mode, seed, dict(trainer or {}), callbacks, logger)
+    note = {"space": _as_text(space), "monitor": monitor, "method": chosen.name, "seed": seed}
+    study = open_study(folder, storage, chosen, mode=mode, pruner=_pruner(prune), note=note)
+    pool = Pool(job, workers, context_for(start_method, job))
+    Runner(study, space, chosen, pool, prune=prune is not None, progress=progress).run()
+    if not ordered(study):
+        raise UserInputError(f"all trials failed; the reasons are in {folder / 'runs.csv'}.")
+    retrained, tested = _again(study, pool, min(retrain, len(ordered(study))), retrain_seeds, test=test)
+    return _result(study, folder, chosen.name, chosen.reason, retrained, tested)
+
+
+def _again(
+    study: Any, pool: Pool, best: int, seeds: int, *, test: bool
+) -> tuple[tuple[Retrained, ...], dict[str, tuple[float, float]]]:
+    """Train the best settings again with other seeds; test the one with the best mean."""
+    from lightning_tricks.tune._study import RUN
+
+    chosen = ordered(study)[:best]
+    jobs = {
+        (t.number, i): replace(
+            pool.job,
+            folder=pool.job.folder / "again" / f"{t.user_attrs[RUN]}-seed-{i}",
+            params=t.user_attrs.get("params", dict(t.params)),
+            seed=derive_seed(pool.job.seed, "again", i) % 2**32,
+        )
+        for t in chosen
+        for i in range(seeds)
+    }
+    results = dict(zip(jobs, pool.results(list(jobs.values())), strict=True))
+    table = []
+    for trial in chosen:
+        values = tuple(r["value"] for (n, _), r in results.items() if n == trial.number and r["status"] != "failed")
+        if values:
+            params = jobs[trial.number, 0].params
+            table.append((trial.number, Retrained(trial.user_attrs[RUN], params, values, *mean_and_sd(values))))
+    sign = 1 if pool.job.mode == "min" else -1
+    table.sort(key=lambda pair: sign * pair[1].mean)
+    if not table or not test:
+        return tuple(r for _, r in table), {}
+    winners = [
+        replace(job, test=True)
+        for key, job in jobs.items()
+        if key[0] == table[0][0] and results[key]["status"] != "failed"
+    ]
+    return tuple(r for _, r in table), _tested(pool.results(winners))
+
+
+def _tested(results: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
+    done = [r["metrics"] for r in results if r["status"] == "complete"]
+    if not done:
+        warn_once(f"the winner could not be tested: {results[0]['reason']}")
+        return {}
+    return {name: mean_and_sd([metrics[name] for metrics in done]) for name in done[0]}
+
+
+def _result(
+    study: Any,
+    folder: Path,
+    method: str,
+    reason: str,
+    retrained: tuple[Retrained, ...],
+    tested: Mapping[str, tuple[float, float]],
+) -> SearchResult:
+    from lightning_tricks.tune._explain import edge_warnings
+
+    best = ordered(study)[0]
+    notes = tuple(edge_warnings(study)) if method != "grid" else ()
+    for note in notes:
+        warn_once(note.removeprefix("Warning: "))
+    params, value = best.user_attrs.get("params", dict(best.params)), float(best.value or 0.0)
+    if retrained:
+        params, value = retrained[0].params, retrained[0].mean
+    return SearchResult(folder, study, method, reason, params, value, retrained, tested, notes)
+
+
+def _pruner(prune: "PrunerName | BasePruner | None") -> "BasePruner":
+    import optuna
+
+    if prune is None:
+        return optuna.pruners.NopPruner()
+    if isinstance(prune, optuna.pruners.BasePruner):
+        return prune
+    if prune == "asha":
+        return optuna.pruners.SuccessiveHalvingPruner()
+    if prune == "median":
+        return optuna.pruners.MedianPruner()
+    raise UserInputError(f"prune must be 'asha', 'median', an Optuna pruner or None, but got {prune!r}.")
+
+
+def _as_text(space: Space) -> Any:
+    if callable(space):
+        return f"function {getattr(space, '__qualname__', type(space).__name__)}"
+    return {name: repr(entry) for name, entry in space.items()}

@@ -1,0 +1,210 @@
+"""One training run in a process of its own: fresh memory, its own random streams, its own folder."""
+
+import csv
+import json
+import math
+import os
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from inspect import Parameter, signature
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+
+from lightning_tricks._base import UserInputError
+from lightning_tricks.callbacks import PruningCallback
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a training process needs to know."""
+
+    folder: Path
+    params: dict[str, Any]
+    make_model: Callable[..., LightningModule]
+    data: LightningDataModule | Callable[..., LightningDataModule]
+    monitor: str
+    mode: Literal["min", "max"]
+    seed: int
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+    callbacks: Callable[..., Sequence[Callback]] | None = None
+    logger: Callable[[Path, dict[str, Any]], Logger] | None = None
+    threads: int = 1
+    gpus: str | None = None
+    test: bool = False
+
+
+def run_job(job: Job) -> None:
+    """Run a job and leave ``result.json``, whatever happens short of the process's death."""
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    job.folder.mkdir(parents=True, exist_ok=True)
+    log = (job.folder / "log.txt").open("a", encoding="utf-8", buffering=1)
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    sys.stdout = sys.stderr = log
+    # A run that goes on after a crash finds its own checkpoints there.
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+    started = time.monotonic()
+    try:
+        result = _test(job) if job.test else _train(job)
+    except Exception as error:
+        traceback.print_exc()
+        expected = isinstance(error, UserInputError)
+        result = {"status": "failed", "reason": _reason(error), "hopeless": expected}
+    result["seconds"] = round(time.monotonic() - started, 3)
+    write_json(result_file(job), result)
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].finish()
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def result_file(job: Job) -> Path:
+    """Return where a job's result goes."""
+    return job.folder / ("test.json" if job.test else "result.json")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file that is either there as a whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content), encoding="utf-8")
+    partial.replace(path)
+
+
+def called_with(function: Callable[..., Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those parameters that a function takes, which are all if it takes ``**others``."""
+    taken = signature(function).parameters.values()
+    if any(p.kind == Parameter.VAR_KEYWORD for p in taken):
+        return dict(params)
+    return {p.name: params[p.name] for p in taken if p.name in params}
+
+
+class FileTrial(Callback):
+    """The end of a trial in the training process: reports into a file, and finds the answer in another.
+
+    Files reach the parent from whatever process a strategy trains in.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.reports = folder / "progress.csv"
+        self.stop = folder / "stop"
+        self.epoch = 0
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the epoch that the next report belongs to."""
+        self.epoch = trainer.current_epoch
+
+    def report(self, value: float, step: int) -> None:
+        """Append a line."""
+        with self.reports.open("a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerow([step, self.epoch, value])
+
+    def should_prune(self) -> bool:
+        """Look whether the parent left its answer."""
+        return self.stop.exists()
+
+
+def read_progress(folder: Path) -> dict[int, tuple[int, float]]:
+    """Return epoch and value by step; of a step that was run twice, after a restart, the later one."""
+    path = folder / "progress.csv"
+    if not path.exists():
+        return {}
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    complete = [line for line in lines if line.endswith("\n")]
+    return {int(step): (int(epoch), float(value)) for step, epoch, value in csv.reader(complete)}
+
+
+def checkpoints(folder: Path) -> dict[str, Path]:
+    """Return where a run keeps its best and its last state."""
+    return {name: folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")}
+
+
+def _train(job: Job) -> dict[str, Any]:
+    seed_everything(job.seed, workers=True, verbose=False)
+    trial = FileTrial(job.folder)
+    own = [trial, PruningCallback(trial, job.monitor, mode=job.mode), *_checkpoint_callbacks(job)]
+    more = [] if job.callbacks is None else job.callbacks(**called_with(job.callbacks, job.params))
+    trainer = _trainer(job, [*own, *more])
+    last = checkpoints(job.folder)["last"]
+    model, data = _made(job)
+    trainer.fit(model, data, ckpt_path=last if last.exists() else None)
+    seen = read_progress(job.folder)
+    if not seen:
+        raise UserInputError(f"no validation was run, so there is no {job.monitor!r}. Give validation data.")
+    finite = [(value, epoch) for epoch, value in seen.values() if math.isfinite(value)]
+    if not finite:
+        return {"status": "failed", "reason": f"{job.monitor} was never finite"}
+    value, epoch = min(finite) if job.mode == "min" else max(finite, key=lambda pair: pair[0])
+    status = "pruned" if trial.stop.exists() else "complete"
+    return {"status": status, "value": value, "best_epoch": epoch, "epochs": max(e for e, _ in seen.values()) + 1}
+
+
+def _test(job: Job) -> dict[str, Any]:
+    seed_everything(job.seed, workers=True, verbose=False)
+    model, data = _made(job)
+    best = checkpoints(job.folder)["best"]
+    metrics = _trainer(job, []).test(model, data, ckpt_path=best, verbose=False)
+    return {"status": "complete", "metrics": {name: value for part in metrics for name, value in part.items()}}
+
+
+def _made(job: Job) -> tuple[LightningModule, LightningDataModule]:
+    model = job.make_model(**called_with(job.make_model, job.params))
+    if not isinstance(model, LightningModule):
+        raise UserInputError(f"make_model must return a LightningModule, but returned {type(model).__name__}.")
+    data = job.data
+    return model, data if isinstance(data, LightningDataModule) else data(**called_with(data, job.params))
+
+
+def _trainer(job: Job, callbacks: list[Callback]) -> Trainer:
+    logger: Logger
+    if job.logger is None:
+        logger = CSVLogger(job.folder, name="", version=_new_log(job))
+    else:
+        logger = job.logger(job.folder, job.params)
+    options = {"enable_progress_bar": False, "enable_model_summary": False, **job.trainer}
+    trainer = Trainer(default_root_dir=job.folder, logger=logger, callbacks=callbacks, **options)
+    if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher) and trainer.num_devices > 1:
+        raise UserInputError(
+            "this strategy starts your whole script again for every rank, and each would search on its own. Give "
+            "trainer={'strategy': 'ddp_fork'} or 'ddp_spawn', or one device per trial."
+        )
+    return trainer
+
+
+def _new_log(job: Job) -> str:
+    """Return the name of a folder that does not exist: a run that goes on must not wipe what it has logged."""
+    kind = "test-log" if job.test else "log"
+    return f"{kind}-{sum(path.name.startswith(kind) for path in job.folder.iterdir() if path.is_dir())}"
+
+
+def _checkpoint_callbacks(job: Job) -> list[Callback]:
+    """Keep the best state, for the test, and the last one, to go on from after a crash."""
+    paths = checkpoints(job.folder)
+    shared: dict[str, Any] = {"dirpath": paths["best"].parent, "enable_version_counter": False}
+    best = ModelCheckpoint(filename="best", monitor=job.monitor, mode=job.mode, save_weights_only=True, **shared)
+    return [best, ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **shared)]
+
+
+def _reason(error: Exception) -> str:
+    text = f"{type(error).__name__}: {error}".strip()
+    if "out of memory" in text.lower() or isinstance(error, MemoryError):
+        return f"out of memory ({text.splitlines()[0]})"
+    return text
+
+
+def _die_with_parent() -> None:
+    """A killed search must not leave trainings behind that write into the folders of the next one."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,158 @@
+"""Splits: every row once, proportions and groups kept, no look into the future, equal on all ranks."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from helpers import run_ranks
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from sklearn.model_selection import KFold, StratifiedKFold, TimeSeriesSplit
+
+from lightning_tricks._base import UserInputError
+from lightning_tricks.data import splits
+
+quick = settings(max_examples=40, deadline=None)
+fractions = st.lists(st.integers(1, 5), min_size=2, max_size=4).map(lambda parts: [part / sum(parts) for part in parts])
+
+
+@quick
+@given(st.integers(4, 200), fractions, st.integers(0, 2**70))
+def test_holdout_uses_every_row_once(n, shares, seed):
+    assume(n * min(shares) >= 4)
+    parts = splits.holdout(n, shares, seed=seed)
+    assert sorted(row for part in parts for row in part) == list(range(n))
+    assert all(abs(len(part) - n * share) <= len(shares) for part, share in zip(parts, shares, strict=True))
+    assert parts == splits.holdout(n, shares, seed=seed)
+
+
+@quick
+@given(st.lists(st.integers(0, 3), min_size=60, max_size=200), st.integers(0, 5))
+def test_holdout_keeps_class_proportions(labels, seed):
+    assume(min(Counter(labels).values()) >= 10)
+    parts = splits.holdout(len(labels), stratify=labels, seed=seed)
+    for part, share in zip(parts, (0.6, 0.2, 0.2), strict=True):
+        counts = Counter(labels[row] for row in part)
+        assert all(abs(counts[c] - share * n) <= 2 for c, n in Counter(labels).items())
+
+
+@quick
+@given(st.lists(st.integers(0, 12), min_size=40, max_size=120), st.booleans(), st.integers(0, 5))
+def test_holdout_keeps_groups_whole(groups, stratified, seed):
+    assume(len(set(groups)) >= 8)
+    labels = [row % 2 for row in range(len(groups))] if stratified else None
+    parts = splits.holdout(len(groups), groups=groups, stratify=labels, seed=seed)
+    members = [{groups[row] for row in part} for part in parts]
+    assert sum(map(len, members)) == len(set(groups))
+    assert sorted(row for part in parts for row in part) == list(range(len(groups)))
+
+
+@quick
+@given(st.lists(st.integers(0, 30), min_size=20, max_size=100))
+def test_holdout_by_time_keeps_equal_times_together(time):
+    assume(max(Counter(time).values()) <= 3)
+    old, middle, new = splits.holdout(len(time), time=time)
+    assert max(time[row] for row in old) < min(time[row] for row in middle)
+    assert max(time[row] for row in middle) < min(time[row] for row in new)
+
+
+@quick
+@given(st.integers(10, 80), st.integers(2, 5), st.integers(1, 3), st.integers(0, 9))
+def test_k_fold_holds_every_row_out_once_per_repeat(n, k, repeats, seed):
+    folds = splits.k_fold(n, k, repeats=repeats, seed=seed)
+    assert len(folds) == k * repeats
+    for start in range(0, len(folds), k):
+        held_out = [row for fold in folds[start : start + k] for row in fold.val]
+        assert sorted(held_out) == list(range(n))
+    assert all(sorted(fold.train + fold.val) == list(range(n)) for fold in folds)
+
+
+def test_folds_are_scikit_learns():
+    labels = np.arange(60) % 3
+    ours = splits.k_fold(60, 5, stratify=labels, seed=4)
+    theirs = StratifiedKFold(5, shuffle=True, random_state=4).split(labels, labels)
+    assert ours == [(train.tolist(), val.tolist()) for train, val in theirs]
+    assert (
+        splits.k_fold(60, 5, seed=4)[1].val == list(KFold(5, shuffle=True, random_state=4).split(labels))[1][1].tolist()
+    )
+
+
+def test_a_repeat_is_a_function_of_its_number():
+    assert splits.k_fold(30, 3, repeats=3, seed=7)[3:6] == splits.k_fold(30, 3, seed=8)
+
+
+def test_grouped_and_stratified_folds():
+    groups = np.repeat(np.arange(20), 5)
+    labels = np.repeat(np.arange(20) % 2, 5)
+    for stratify in (None, labels):
+        for fold in splits.k_fold(100, 5, groups=groups, stratify=stratify):
+            assert not set(groups[fold.train]) & set(groups[fold.val])
+            if stratify is not None:
+                assert labels[fold.val].mean() == 0.5
+
+
+def test_time_series_never_looks_ahead():
+    time = np.random.default_rng(0).permutation(40)
+    for fold in splits.time_series(40, 4, time=time, gap=2):
+        assert time[fold.train].max() + 2 < time[fold.val].min()
+    ours = splits.time_series(40, 4, window=10)
+    assert [fold.val for fold in ours] == [val.tolist() for _, val in TimeSeriesSplit(4).split(range(40))]
+    assert all(len(fold.train) <= 10 for fold in ours)
+
+
+def on_rank(rank):
+    np.random.seed(rank)  # noqa: NPY002 - global streams differ between ranks
+    labels = np.arange(50) % 2
+    return splits.holdout(50, stratify=labels, seed=1), splits.k_fold(50, 5, groups=np.arange(50) // 5, seed=1)
+
+
+def test_all_ranks_split_alike():
+    one, two = run_ranks(on_rank)
+    assert one == two
+
+
+def test_splitting_moves_no_global_stream():
+    before = np.random.get_state()[1].tolist()  # noqa: NPY002
+    splits.holdout(50, groups=np.arange(50) // 5)
+    splits.k_fold(50, stratify=np.arange(50) % 2)
+    assert before == np.random.get_state()[1].tolist()  # noqa: NPY002
+
+
+BAD = {
+    "sum": (lambda: splits.holdout(10, (0.5, 0.4)), r"must sum to 1, but \(0.5, 0.4\) sum to 0.9"),
+    "negative": (lambda: splits.holdout(10, (1.2, -0.2)), r"every split fraction must be in \(0, 1\]"),
+    "few": (lambda: splits.holdout(2), "3 parts need at least 3 rows, but got 2"),
+    "column": (lambda: splits.holdout(9, stratify=[0, 1]), "stratify needs one value per row: 9 rows, but got 2"),
+    "rare": (lambda: splits.holdout(9, stratify=[0] * 8 + [1]), "at least 3 samples of each class, but class 1 has 1"),
+    "crowded": (lambda: splits.holdout(12, stratify=[*range(4)] * 3), "cannot give up a part of 20% as asked"),
+    "times": (lambda: splits.holdout(9, time=[1] * 9), "only 1 different times"),
+    "both": (lambda: splits.holdout(9, time=range(9), groups=range(9)), "time order excludes stratify and groups"),
+    "one group": (lambda: splits.holdout(9, groups=[0] * 9), "cannot give up a part|would be empty"),
+    "k": (lambda: splits.k_fold(10, 1), r"k must be in \[2"),
+    "rows": (lambda: splits.k_fold(3, 5), "5 folds need at least 5 rows, but got 3"),
+    "class": (lambda: splits.k_fold(9, 3, stratify=[0] * 7 + [1] * 2), "3 stratified folds need .* class 1 has 2"),
+    "groups": (lambda: splits.k_fold(9, 3, groups=[0, 1, 1] * 3), "3 folds need at least 3 groups, but got 2"),
+    "repeats": (lambda: splits.k_fold(9, 3, repeats=0), "repeats"),
+    "series": (lambda: splits.time_series(5, 5), "leave no row to train the first fold on, with 5 rows"),
+    "gap": (lambda: splits.time_series(12, 3, gap=3), "gap of 3 leave no row"),
+    "splitter": (lambda: splits.from_sklearn(KFold(20), 5), "KFold cannot split these 5 rows"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_a_sentence(case):
+    ask, message = BAD[case]
+    with pytest.raises(UserInputError, match=message):
+        ask()
+
+
+def test_parts_are_checked():
+    assert splits.check_parts({"train": np.array([2, 0]), "val": range(3, 5)}, 6) == {"train": [2, 0], "val": [3, 4]}
+    for parts, message in (
+        ({"train": [0, 1], "val": [1, 2], "test": [2]}, r"train and val share 1 row \(first: 1\)"),
+        ({"train": [0, 6]}, r"in \[0, 5\], but train has 6"),
+        ({"train": [-1]}, "train has -1"),
+        ({"train": []}, "train is empty"),
+    ):
+        with pytest.raises(UserInputError, match=message):
+            splits.check_parts(parts, 6)
