@@ -181,3 +181,42 @@ def test_options_are_checked_at_construction():
         MCDropoutPredictor(classifier(), tau=1.0)
     with pytest.raises(UserInputError, match="found nothing random"):
         MCDropoutPredictor(Classifier(MLP(6, 3), num_classes=3), samples=5).predict_step(X)
+
+
+def test_tolerance_stops_early():
+    model = classifier()
+    loose = MCDropoutPredictor(model, samples=100, tolerance=1.0).predict_step(X)
+    assert (loose["n_samples"] == 16).all()
+    tight = MCDropoutPredictor(model, samples=100, tolerance=1e-9).predict_step(X)
+    every = MCDropoutPredictor(model, samples=100).predict_step(X)
+    assert (tight["n_samples"] == 100).all()
+    torch.testing.assert_close(tight["mean"], every["mean"])
+    middle = MCDropoutPredictor(model, samples=1000, tolerance=0.01).predict_step(X)
+    assert 16 < int(middle["n_samples"][0]) < 1000
+    assert middle["mc_error"].max() <= 0.01
+
+
+def test_calibration_covers_what_it_promises():
+    x = torch.randn(400, 6)
+    model = Regressor(MLP(6, 1, dropout=0.5, norm="none"))
+    y = model(x).detach() + torch.randn(400, 1)
+    predictor = MCDropoutPredictor(model, samples=20)
+    predictor.calibrate(DataLoader(TensorDataset(x[:200], y[:200]), batch_size=64), level=0.8)
+    out = predictor.predict_step(x[200:])
+    inside = (out["lower"] <= y[200:]) & (y[200:] <= out["upper"])
+    assert inside.float().mean() == pytest.approx(0.8, abs=0.1)
+
+
+def test_temperature_is_fitted_and_applied():
+    x = torch.randn(300, 6)
+    model = classifier().eval()
+    labels = torch.distributions.Categorical(logits=model(x) / 5).sample()
+    predictor = MCDropoutPredictor(model, samples=10)
+    calibration = predictor.calibrate(DataLoader(TensorDataset(x, labels), batch_size=64), level=0.9)
+    assert calibration.temperature > 1.5
+    out = predictor.predict_step(x)
+    samples = mc_forward(model, x, samples=10, seed=0)
+    torch.testing.assert_close(out["mean"], (samples / calibration.temperature).softmax(-1).mean(0))
+    assert out["set"].gather(1, labels[:, None]).float().mean() >= 0.9
+    with pytest.raises(UserInputError, match="calibrate is for multiclass logits"):
+        MCDropoutPredictor(model, task="multilabel", samples=5).calibrate([])
