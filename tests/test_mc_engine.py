@@ -300,3 +300,14 @@ def test_opaque_random_calls_are_keyed():
     one, two = (mc_forward(Shuffle(), x, samples=3, seed=0) for _ in range(2))
     assert torch.equal(one, two)
     assert not torch.equal(one[0], one[1])
+
+
+def test_the_report_says_what_was_turned_on():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.2, batch_first=True).eval()
+    run = MCEngine(layer, samples=3, seed=0)
+    run(torch.ones(2, 5, 8))
+    assert {(site.kind, site.how) for site in run.report.sites} == {
+        ("attention dropout", "turned on"),
+        ("dropout", "turned on"),
+    }
+    assert "self_attn#0: attention dropout, p=0.2 (turned on)" in str(run.report)
