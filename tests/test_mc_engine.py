@@ -182,7 +182,7 @@ def test_layers_p_and_insert():
     x = torch.ones(3, 8)
 
     def sites(net=net, **options):
-        run = MCEngine(net, samples=3, **options)
+        run = MCEngine(net, samples=3, seed=0, **options)
         run(x)
         return [(site.name, site.p, site.how) for site in run.report.sites]
 
@@ -311,3 +311,9 @@ def test_the_report_says_what_was_turned_on():
         ("dropout", "turned on"),
     }
     assert "self_attn#0: attention dropout, p=0.2 (turned on)" in str(run.report)
+
+
+def test_samples_that_are_equal_by_chance_are_no_error():
+    net = nn.Sequential(nn.Dropout(0.05), nn.Linear(2, 1))
+    for seed in range(5):
+        assert mc_forward(net, torch.ones(1, 2), samples=2, seed=seed).shape == (2, 1, 1)
