@@ -182,7 +182,7 @@ def test_layers_p_and_insert():
     x = torch.ones(3, 8)
 
     def sites(net=net, **options):
-        run = MCEngine(net, samples=3, **options)
+        run = MCEngine(net, samples=3, seed=0, **options)
         run(x)
         return [(site.name, site.p, site.how) for site in run.report.sites]
 
@@ -300,3 +300,20 @@ def test_opaque_random_calls_are_keyed():
     one, two = (mc_forward(Shuffle(), x, samples=3, seed=0) for _ in range(2))
     assert torch.equal(one, two)
     assert not torch.equal(one[0], one[1])
+
+
+def test_the_report_says_what_was_turned_on():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.2, batch_first=True).eval()
+    run = MCEngine(layer, samples=3, seed=0)
+    run(torch.ones(2, 5, 8))
+    assert {(site.kind, site.how) for site in run.report.sites} == {
+        ("attention dropout", "turned on"),
+        ("dropout", "turned on"),
+    }
+    assert "self_attn#0: attention dropout, p=0.2 (turned on)" in str(run.report)
+
+
+def test_samples_that_are_equal_by_chance_are_no_error():
+    net = nn.Sequential(nn.Dropout(0.05), nn.Linear(2, 1))
+    for seed in range(5):
+        assert mc_forward(net, torch.ones(1, 2), samples=2, seed=seed).shape == (2, 1, 1)

@@ -1,13 +1,14 @@
 """Monte-Carlo dropout in a Trainer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from lightning_tricks._base import check_range
+from lightning_tricks._base import UserInputError, check_range
 from lightning_tricks.modules._mc_batches import (
     Task,
     batch_rows,
@@ -16,6 +17,9 @@ from lightning_tricks.modules._mc_batches import (
     split_inputs,
     to_summary_form,
 )
+from lightning_tricks.modules._mc_calibration import Calibration
+from lightning_tricks.modules._mc_metrics import OffAndOn
+from lightning_tricks.modules._mc_ranking import UncertainRows
 from lightning_tricks.uncertainty import EngineReport, MCEngine, SampleStream
 
 
@@ -48,6 +52,8 @@ class MCDropoutPredictor(LightningModule):
         quantiles: levels in (0, 1) to add as ``quantile_Q``.
         keep_samples: add all samples as ``samples``, ``(B, S, ...)``.
         tau: precision of the noise of a regression without a Gaussian head.
+        tolerance: stop a batch after 16, 32, 64, ... samples once ``mc_error`` is at most this everywhere in it;
+            ``n_samples`` then depends on which rows share a batch. None draws all samples.
 
     Raises:
         UserInputError: for options out of range, or a task that nobody tells.
@@ -79,14 +85,21 @@ class MCDropoutPredictor(LightningModule):
         quantiles: Sequence[float] = (),
         keep_samples: bool = False,
         tau: float | None = None,
+        tolerance: float | None = None,
     ) -> None:
         super().__init__()
+        if tolerance is not None:
+            check_range("tolerance", tolerance, low=0, open_low=True)
+        self._tolerance = tolerance
+        self.calibration: Calibration | None = None
         check_range("samples", samples, low=2)
         self.model = model
         self.task = infer_task(model, task)
         self.logits, self.split = logits, split
         self._quantiles, self._keep_samples, self._tau = tuple(quantiles), keep_samples, tau
         self._stream()  # a bad option is said now
+        self._metrics = OffAndOn(self.task)
+        self._ranking = UncertainRows(self.task)
         self._engine = MCEngine(
             model,
             samples=samples,
@@ -98,6 +111,7 @@ class MCDropoutPredictor(LightningModule):
             insert=insert,
             engine=engine,
             output=output,
+            min_rows=4,
         )
 
     @property
@@ -115,8 +129,10 @@ class MCDropoutPredictor(LightningModule):
         index = self._index(batch, inputs, batch_idx, dataloader_idx)
         return {**self._summaries(inputs, index), "index": index}
 
-    def _stream(self) -> SampleStream:
-        return SampleStream(self.task, quantiles=self._quantiles, keep_samples=self._keep_samples, tau=self._tau)
+    def _stream(self, *, keep_samples: bool = False) -> SampleStream:
+        return SampleStream(
+            self.task, quantiles=self._quantiles, keep_samples=keep_samples or self._keep_samples, tau=self._tau
+        )
 
     def _index(self, batch: Any, inputs: Any, batch_idx: int, dataloader_idx: int) -> Tensor:
         n_rows = batch_rows(batch, inputs)
@@ -124,21 +140,123 @@ class MCDropoutPredictor(LightningModule):
         return torch.arange(n_rows) if known is None else known
 
     def _summaries(self, inputs: tuple[Any, ...], index: Tensor) -> dict[str, Tensor]:
-        done: list[dict[str, Tensor]] = []
-        streams: dict[tuple[Any, Any], SampleStream] = {}
+        streams = self._sampled(inputs, index, self._stream)
+        # Cut after summing up: the rows that fill up a small batch keep the last bit alike.
+        parts = [{k: v[: len(index[rows])] for k, v in stream.compute().items()} for rows, stream in streams]
+        summary = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return summary if self.calibration is None else {**summary, **self.calibration.bounds(summary)}
+
+    def _sampled(
+        self, inputs: tuple[Any, ...], index: Tensor, make: Callable[[], SampleStream]
+    ) -> list[tuple[slice, SampleStream]]:
+        """Draw until the Monte-Carlo error is small enough, or all samples if nobody asks for an error."""
+        streams: dict[int, tuple[slice, SampleStream]] = {}
 
         def sink(rows: slice, samples: range, out: Any) -> None:
-            stream = streams.setdefault((rows.start, rows.stop), self._stream())
-            stream.update(to_summary_form(out, self.task, logits=self.logits))
-            if samples.stop == self._engine.samples:
-                done.append(stream.compute())
-                streams.clear()
+            _, stream = streams.setdefault(rows.start, (rows, make()))
+            stream.update(to_summary_form(self._tempered(out), self.task, logits=self.logits))
 
-        self._engine.feed(sink, *inputs, rows=index)
-        return {name: torch.cat([part[name] for part in done]) for name in done[0]}
+        for samples in _rounds(self._engine.samples, self._tolerance):
+            self._engine.feed(sink, *inputs, rows=index, samples=samples)
+            if self._tolerance is not None and all(
+                bool((stream.mc_error() <= self._tolerance).all()) for _, stream in streams.values()
+            ):
+                break
+        return list(streams.values())
+
+    def _tempered(self, out: Any) -> Any:
+        temperature = 1.0 if self.calibration is None else self.calibration.temperature
+        return out if temperature == 1 else out / temperature
+
+    def calibrate(self, loader: Iterable[Any], *, level: float = 0.9) -> "Calibration":
+        """Fit temperature and conformal sets, or conformal intervals, on held-out rows; later predictions use them.
+
+        Predictions then hold ``set``, the classes that contain the truth with probability ``level`` (bool
+        ``(B, C)``), or for a regression ``lower`` and ``upper``. All samples of the held-out rows are held in memory.
+
+        Args:
+            loader: batches with targets, unused in training.
+            level: share of rows to cover, above 0 and below 1.
+
+        Raises:
+            UserInputError: for other tasks than ``"multiclass"`` of shape ``(B, C)`` and ``"regression"``, or
+                probabilities in place of logits.
+        """
+        if self.task not in ("multiclass", "regression") or (self.task == "multiclass" and not self.logits):
+            raise UserInputError(
+                f"calibrate is for multiclass logits and regressions, but got task={self.task!r}, logits={self.logits}."
+            )
+        self.calibration = None
+        summaries, targets, seen = [], [], 0
+        for batch in loader:
+            inputs, target = split_inputs(batch, self.split)
+            if target is None:
+                raise UserInputError("calibrate needs targets, but the batch holds inputs only.")
+            index = torch.arange(seen, seen + batch_rows(batch, inputs))
+            seen += len(index)
+            streams = self._sampled(inputs, index, lambda: self._stream(keep_samples=self.task == "multiclass"))
+            summaries += [{k: v[: len(index[rows])].cpu() for k, v in s.compute().items()} for rows, s in streams]
+            targets.append(target.cpu())
+        whole = {name: torch.cat([part[name] for part in summaries]) for name in summaries[0]}
+        self.calibration = Calibration.fit(self.task, whole, torch.cat(targets), level=level)
+        return self.calibration
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Compare the predictions with dropout off and on; see :meth:`test_step`."""
+        self._compare(batch, batch_idx, dataloader_idx)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Compare the predictions with dropout off and on.
+
+        At the end of the epoch ``test_{metric}_dropout_off`` and ``..._on`` are logged: ``acc``, ``nll``, ``brier``,
+        ``ace`` (calibration error in equally filled bins), ``aurc`` and ``error_auroc`` (does entropy find the
+        mistakes?) for classes; ``rmse``, and with known noise ``nll`` and ``coverage90``, for a regression. The most
+        uncertain rows go to the loggers as a table, and as pictures where the inputs are some.
+        """
+        self._compare(batch, batch_idx, dataloader_idx)
+
+    def _compare(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+        inputs, target = split_inputs(batch, self.split)
+        if target is None:
+            raise UserInputError("test and validate need targets to compare with, but the batch holds inputs only.")
+        index = self._index(batch, inputs, batch_idx, dataloader_idx)
+        on = self._summaries(inputs, index)
+        self._metrics.update(self._without_dropout(inputs), on, target)
+        self._ranking.update(on, index, target, inputs[0])
+
+    def _without_dropout(self, inputs: tuple[Any, ...]) -> dict[str, Tensor]:
+        out = tree_map(lambda x: x.unsqueeze(0), self._engine.deterministic(*inputs))
+        out = to_summary_form(out, self.task, logits=self.logits)
+        if isinstance(out, tuple):
+            return {"mean": out[0][0], "total_variance": out[1][0].exp()}
+        known = {} if self._tau is None else {"total_variance": torch.full_like(out[0], 1 / self._tau)}
+        return {"mean": out[0], **known}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics over the whole set."""
+        self._finish("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics over the whole set."""
+        self._finish("test")
+
+    def _finish(self, stage: str) -> None:
+        self.log_dict({f"{stage}_{name}": value for name, value in self._metrics.compute().items()}, sync_dist=True)
+        self._ranking.log(self.trainer, stage)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the weights of a checkpoint that was written while the model trained on its own."""
+        """Take the weights of a checkpoint that was written while the model trained on its own.
+
+        So ``trainer.predict(MCDropoutPredictor(model), data, ckpt_path="best.ckpt")`` works.
+        """
         weights = checkpoint.get("state_dict", {})
-        if not any(name.startswith("model.") for name in self.state_dict() if name in weights):
+        if not any(name in weights for name in self.state_dict()):
             checkpoint["state_dict"] = {f"model.{name}": value for name, value in weights.items()}
+
+
+def _rounds(total: int, tolerance: float | None) -> Iterator[range]:
+    """Cut the samples into rounds that double what was drawn; one round without a tolerance."""
+    start, stop = 0, total if tolerance is None else min(16, total)
+    while start < total:
+        yield range(start, stop)
+        start, stop = stop, min(2 * stop, total)

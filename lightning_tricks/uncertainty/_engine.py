@@ -36,7 +36,21 @@ class MCEngine:
 
     The first batch finds what is random in the net, chooses an engine and checks it against the plain loop with the
     same masks; ``report`` then says what was found and chosen. Later batches use that choice. See :func:`mc_forward`
-    for the options, which are the same.
+    for the options, which are the same, but for one:
+
+    Args:
+        model: see :func:`mc_forward`, as all that follow.
+        samples: number of samples.
+        seed: of the masks.
+        masks: ``"independent"`` or ``"shared"``.
+        chunk_size: rows at once.
+        layers: where dropout is on.
+        p: probability instead of each dropout's own.
+        insert: dropout for nets without.
+        engine: how to compute.
+        output: what to sample.
+        min_rows: smaller batches are filled up with copies of their last row. Matrix products of fewer than 4 rows
+            take another path on CPUs and differ in the last bit; with 4 the last batch of a set agrees with any other.
 
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(8, 2))
@@ -61,6 +75,7 @@ class MCEngine:
         insert: Insert | None = None,
         engine: Engine | Literal["auto"] = "auto",
         output: Callable[[Any], Any] | None = None,
+        min_rows: int = 1,
     ) -> None:
         check_range("samples", samples, low=1)
         check_choice("masks", masks, ["independent", "shared"])
@@ -72,6 +87,7 @@ class MCEngine:
         self.model = unwrapped(model)
         self.samples, self.masks, self.chunk_size, self.engine, self.output = samples, masks, chunk_size, engine, output
         self.seed = secrets.randbits(63) if seed is None else int(seed)
+        self.min_rows = min_rows
         self.report: EngineReport | None = None
         self._insertions = insertions(self.model, insert, p)
         book = SiteBook(chosen=chosen_modules(self.model, layers), p=p)
@@ -94,11 +110,17 @@ class MCEngine:
         def sink(rows: slice, samples: range, out: Any) -> None:
             block.append(out)
             if samples.stop == self.samples:
-                parts.append(block[0] if len(block) == 1 else tree_map(lambda *x: torch.cat(x), *block))
+                whole = block[0] if len(block) == 1 else tree_map(lambda *x: torch.cat(x), *block)
+                parts.append(whole if self.min_rows == 1 else tree_map(lambda x: x[:, : rows.stop - rows.start], whole))
                 block.clear()
 
         self.feed(sink, *inputs, rows=rows, kwargs=kwargs)
         return parts[0] if len(parts) == 1 else tree_map(lambda *x: torch.cat(x, dim=1), *parts)
+
+    def deterministic(self, *inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Any:
+        """Return the output with dropout off, as the model gives it in eval mode."""
+        with borrowed(self.model, self.seed):
+            return self._call(*inputs, **dict(kwargs or {}))
 
     def feed(
         self,
@@ -111,7 +133,8 @@ class MCEngine:
         """Hand the samples to ``sink(rows, samples, out)`` as they come, chunk by chunk of rows.
 
         Args:
-            sink: gets a slice of the batch, a range of samples and their outputs ``(s, b, ...)``.
+            sink: gets a slice of the batch, a range of samples and their outputs ``(s, b, ...)``; of a small batch that
+                was filled up, all rows.
             *inputs: what the model takes.
             rows: key of each row.
             kwargs: the model's named inputs.
@@ -119,7 +142,8 @@ class MCEngine:
         """
         wanted = range(self.samples) if samples is None else samples
         with self._at_work():
-            for part, batch in self._chunks(inputs, dict(kwargs or {}), rows):
+            for part, cut in self._chunks(inputs, dict(kwargs or {}), rows):
+                batch = cut.filled(self.min_rows)
                 if self.report is None:
                     planner = Planner(self.model, self._passes, self.engine)
                     if self._compiled:

@@ -112,8 +112,10 @@ def multi_head_attention(mode: StochasticMode, func: Any, *args: Any, **kwargs: 
     """Multi-head attention with its dropout on; the attention inside does the dropping."""
     names = func.__code__.co_varnames[: func.__code__.co_argcount]
     call = {**dict(zip(names, args, strict=False)), **kwargs}
-    call["training"] = call.get("training", True) or (call["dropout_p"] > 0 and mode.book.wanted())
-    return body(mode, func, **call)
+    asleep = not call.get("training", True)
+    call["training"] = not asleep or (call["dropout_p"] > 0 and mode.book.wanted())
+    with mode.book.waking(asleep):
+        return body(mode, func, **call)
 
 
 @cache

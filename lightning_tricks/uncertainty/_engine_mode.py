@@ -1,7 +1,8 @@
 """A torch function mode that finds every random call of a forward pass and feeds it keyed numbers."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,11 +66,21 @@ class SiteBook:
         self.sites: dict[str, StochasticSite] = {}
         self.resting: set[str] = set()  # dropout calls seen with p = 0, or outside `chosen`
         self._count: Counter[str] = Counter()
+        self._woken = False  # inside a torch function that was handed training=True by us
 
     def start_pass(self) -> None:
         """Forget the position in the net, not what was found."""
         self.stack = [""]
         self._count.clear()
+
+    @contextmanager
+    def waking(self, asleep: bool) -> Iterator[None]:
+        """Mark the calls of a block as switched on by us, if they would rest otherwise."""
+        before, self._woken = self._woken, self._woken or asleep
+        try:
+            yield
+        finally:
+            self._woken = before
 
     def wanted(self) -> bool:
         """Tell whether dropout is switched on here."""
@@ -86,7 +97,7 @@ class SiteBook:
             self.resting.add(f"{name} ({kind}, p={own})")
             return None
         if name not in self.sites:
-            up = not training or self.stack[-1] in self.flagged
+            up = not training or self._woken or self.stack[-1] in self.flagged
             how = "inserted" if inserted else "turned on" if up else "always on"
             self.sites[name] = StochasticSite(name, kind, p, how)
         return name, 0.0 if p is None else p

@@ -44,6 +44,18 @@ class Batch:
         args, kwargs = self.map(lambda x: x[which] if self.has_rows(x) else x)
         return Batch(self.call, args, kwargs, self.rows[which])
 
+    def filled(self, min_rows: int) -> "Batch":
+        """Return at least so many rows, the last one several times if need be."""
+        if not self.rows or len(self.rows) >= min_rows:
+            return self
+        extra = min_rows - len(self.rows)
+
+        def fill(x: Tensor) -> Tensor:
+            return torch.cat([x, *[x[-1:]] * extra]) if self.has_rows(x) else x
+
+        args, kwargs = self.map(fill)
+        return Batch(self.call, args, kwargs, [*self.rows, *[self.rows[-1]] * extra])
+
     def has_rows(self, x: Tensor) -> bool:
         """Tell whether the first axis counts the rows."""
         return self.rows is not None and x.dim() > 0 and x.shape[0] == len(self.rows)
