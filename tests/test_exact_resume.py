@@ -102,7 +102,7 @@ def run(folder, way, *, kill_at=None, ckpt=None, averaged=False, keep="cpu"):
         callbacks,
         train=loader(),
         val=noise(1),
-        max_epochs=12,
+        max_epochs=10,
         enable_checkpointing=True,
         ckpt=ckpt,
         num_sanity_val_steps=0,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lightning_tricks._base import UserInputError
 from lightning_tricks.callbacks._improvement import Improvement, combined
 
-FEW = settings(max_examples=60, deadline=None)
+FEW = settings(max_examples=40, deadline=None)
 # Few distinct values, so that ties and returns to the best are common.
 TIED = st.sampled_from([-2.0, -1.0, -0.5, 0.0, 0.25, 0.5, 1.0, 1.5])
 REAL = st.floats(-1e3, 1e3)

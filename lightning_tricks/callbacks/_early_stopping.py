@@ -28,6 +28,7 @@ from lightning_tricks.callbacks._improvement import Improvement, Margin, Smooth,
 from lightning_tricks.callbacks._keeper import BestKeeper
 from lightning_tricks.callbacks._plateau import ReduceLROnPlateau
 from lightning_tricks.callbacks._settings import report_changes
+from lightning_tricks.callbacks._stop_reason import Limits, describe_end
 from lightning_tricks.callbacks._stop_request import StopRequest
 from lightning_tricks.callbacks._trainer import callbacks_of, is_dry_run
 
@@ -367,18 +368,8 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
         elif not verdict.finite and self.nan == "restore" and self._keeper.put_back(trainer, module):
             rank_zero_info(f"EarlyStopping: {self.monitor} = {value}: back to the weights of step {self.best_step}.")
 
-    def _threshold_reason(self, value: float) -> EarlyStoppingReason:
-        rule = self.rules[self.monitor]
-        if not math.isfinite(value):
-            return EarlyStoppingReason.NON_FINITE_METRIC if self.nan == "stop" else EarlyStoppingReason.NOT_STOPPED
-        if self.stopping_threshold is not None and rule.beats(value, self.stopping_threshold):
-            return EarlyStoppingReason.STOPPING_THRESHOLD
-        if self.divergence_threshold is not None and rule.beats(self.divergence_threshold, value):
-            return EarlyStoppingReason.DIVERGENCE_THRESHOLD
-        return EarlyStoppingReason.NOT_STOPPED
-
     def _reason_now(self) -> EarlyStoppingReason:
-        reason = EarlyStoppingReason.NOT_STOPPED if self._last is None else self._threshold_reason(self._last)
+        reason = self._limits.reason(self._last, self.rules[self.monitor])
         if reason == EarlyStoppingReason.NOT_STOPPED and combined(self._exhausted.values(), self.require):
             return EarlyStoppingReason.PATIENCE_EXHAUSTED
         return reason
@@ -402,32 +393,23 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
         self.stopping_reason, self.stopping_reason_message = EarlyStoppingReason.NOT_STOPPED, None
         self.stopped_epoch = 0
 
+    @property
+    def _limits(self) -> Limits:
+        return Limits(self.stopping_threshold, self.divergence_threshold, finite=self.nan == "stop")
+
     def _why(self) -> str:
-        name, value = self.monitor, math.nan if self._last is None else self._last
-        wait = f"{self.rules[name].wait:g} {self.unit}"
         several = f" ({self.require} of {', '.join(self.monitors)})" if len(self.monitors) > 1 else ""
-        return {
-            EarlyStoppingReason.NOT_STOPPED: "Training ended without an early stop.",
-            EarlyStoppingReason.PATIENCE_EXHAUSTED: f"{name} has not improved for {wait}{several}.",
-            EarlyStoppingReason.STOPPING_THRESHOLD: f"{name} = {value:.6g} is better than {self.stopping_threshold}.",
-            EarlyStoppingReason.DIVERGENCE_THRESHOLD: (
-                f"{name} = {value:.6g} is worse than divergence_threshold={self.divergence_threshold}."
-            ),
-            EarlyStoppingReason.NON_FINITE_METRIC: f"{name} = {value} is not a finite number.",
-        }[self.stopping_reason]
+        waited = f"{self.rules[self.monitor].wait:g} {self.unit}{several}"
+        return self._limits.explain(self.stopping_reason, self.monitor, self._last, waited)
 
     def _finish(self, trainer: Trainer, module: LightningModule, interrupted_by: str | None = None) -> None:
         if self._finished or is_dry_run(trainer):
             return
         self._finished = True
-        at = f"It ended after {trainer.current_epoch} epochs and {trainer.global_step} steps"
         why = self._why() if interrupted_by is None else f"Training was interrupted by {interrupted_by}."
-        best = self._keeper.best
-        earned = "" if best is None else f"epoch {best.epoch} (step {best.step}), {self.monitor} = {best.score:.6g}"
-        if self.restore_best and self._put_back(trainer, module, after_exception=interrupted_by is not None):
-            end = f"{at}; the module has the weights of {earned}."
-        else:
-            end = f"{at} and the module keeps its last weights" + (f"; the best was {earned}." if best else ".")
+        restored = self.restore_best and self._put_back(trainer, module, after_exception=interrupted_by is not None)
+        best, length = self._keeper.best, {"epochs": trainer.current_epoch, "steps": trainer.global_step}
+        end = describe_end(self.monitor, best, restored=restored, **length)
         self.stopping_reason_message = f"{why} {end}"
         rank_zero_info(f"EarlyStopping: {self.message}")
         if best is not None:
@@ -438,8 +420,8 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
 
     def _put_back(self, trainer: Trainer, module: LightningModule, *, after_exception: bool) -> bool:
         if not after_exception:
-            done = self._keeper.put_back(trainer, module)
-            self._keeper.release()
+            if done := self._keeper.put_back(trainer, module):
+                self._keeper.release()
             return done
         try:
             return self._keeper.put_back_after_exception(trainer, module)

@@ -13,9 +13,9 @@ class FreshValues:
     """Tells a metric that was logged anew from one that merely still stands in ``trainer.callback_metrics``.
 
     Lightning never clears ``callback_metrics``, but every computation of a metric is a new tensor. We hold the one
-    that was counted last, so that its memory cannot be used again, and compare addresses. A metric that a validation has
-    logged is from then on read after validation only: every look at ``callback_metrics`` makes Lightning go through
-    all metrics.
+    that was counted last, so that its memory cannot be used again, and compare addresses. A metric that a validation
+    has logged is from then on read after validation only: every look at ``callback_metrics`` makes Lightning go
+    through all metrics.
 
     Args:
         monitors: names of the metrics to follow.

@@ -136,7 +136,8 @@ class BestKeeper:
             best = replace(best, tensors=weights.copy_tensors(module, "cpu") if self.hold else None, in_module=False)
         elif best.tensors is not None:
             best = replace(best, tensors=weights.scatter(module, best.tensors))
-        self.best = best
+        if not self.hold or best.tensors is not None or best.file is not None:
+            self.best = best  # otherwise it was saved without weights, and the best is looked for anew
 
     def _take_to_disk(self, trainer: Trainer, module: LightningModule, best: Best, source: Any) -> bool:
         sharded = weights.is_sharded(module)
