@@ -371,13 +371,25 @@ def test_match_and_skip():
     assert torch.equal(model.layers[4].weight, before["layers.4.weight"])
 
 
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_lazy_and_parametrised_layers_are_left_alone_and_listed():
+    parametrised = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+    model = nn.Sequential(parametrised, nn.LazyLinear(3))
+    report = init_weights(model, only_new=True)
+    why = {row.parameter: row.why for row in report.left_alone}
+    assert why["1.weight"] == "lazy: its shape is not known yet"
+    assert why["0.parametrizations.weight.original0"] == "no rule for a parameter of ParametrizationList"
+
+
 def test_compiled_and_lower_precision_models():
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2)).to(torch.bfloat16)
     report = init_weights(torch.compile(model), example=torch.randn(4, 64, dtype=torch.bfloat16), generator=seeded())
     assert [row.rule for row in report.rows][::2] == ["kaiming_normal", "xavier_normal"]
     plain = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
     init_weights(plain, generator=seeded())
-    assert float(plain[0].weight.detach().std()) == pytest.approx(float(model[0].weight.detach().float().std()), rel=0.05)
+    assert float(plain[0].weight.detach().std()) == pytest.approx(
+        float(model[0].weight.detach().float().std()), rel=0.05
+    )
 
 
 @pytest.mark.parametrize(
