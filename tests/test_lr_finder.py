@@ -96,7 +96,7 @@ def test_training_after_a_look_is_the_training_without(own_generator):
         quiet_trainer(max_epochs=2, callbacks=list(callbacks)).fit(model, loader)
         return state_of(model)
 
-    assert_equal(train(), train(LRFinder(update=False, steps=20)))
+    assert_equal(train(), train(LRFinder(update=False, steps=20, stop_factor=None)))
 
 
 def test_the_rate_reaches_groups_in_proportion_scheduler_and_attribute():

@@ -117,7 +117,7 @@ class LRFinder(LearningRateFinder):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Run the test unless the run resumes or is only a dry one."""
         self.result = None
-        if trainer.ckpt_path is None and not trainer.fast_dev_run:
+        if trainer.ckpt_path is None and not getattr(trainer, "fast_dev_run", False):
             self.lr_find(trainer, pl_module)
 
     def lr_find(self, trainer: Trainer, pl_module: LightningModule) -> None:
