@@ -26,7 +26,6 @@ def main():
         {
             "reset_parameters of every module": lambda: torchs_own(model),
             "init_weights(model)": lambda: init_weights(model),
-            "init_weights(model, 'orthogonal')": lambda: init_weights(model, "orthogonal"),
             "is every module untouched?": lambda: untouched_modules(model),
         },
         rounds=5,

@@ -86,13 +86,17 @@ def test_lr_find_changes_nothing():
     assert not list(Path().rglob("*.ckpt"))
 
 
-def test_training_after_a_look_is_the_training_without():
+@pytest.mark.parametrize("own_generator", [True, False])
+def test_training_after_a_look_is_the_training_without(own_generator):
     def train(*callbacks):
-        model = Net()
-        quiet_trainer(max_epochs=2, callbacks=list(callbacks)).fit(model, data())
+        torch.manual_seed(7)
+        model, loader = Net(), data()
+        if not own_generator:  # setting up and shuffling then draw from the global stream
+            loader = DataLoader(loader.dataset, 8, shuffle=True)
+        quiet_trainer(max_epochs=2, callbacks=list(callbacks)).fit(model, loader)
         return state_of(model)
 
-    assert_equal(train(), train(LRFinder(update=False, steps=20)))
+    assert_equal(train(), train(LRFinder(update=False, steps=20, stop_factor=None)))
 
 
 def test_the_rate_reaches_groups_in_proportion_scheduler_and_attribute():

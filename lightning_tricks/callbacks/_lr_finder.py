@@ -115,9 +115,9 @@ class LRFinder(LearningRateFinder):
         self.result: LRFindResult | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Run the test unless the run resumes."""
+        """Run the test unless the run resumes or is only a dry one."""
         self.result = None
-        if trainer.ckpt_path is None:
+        if trainer.ckpt_path is None and not getattr(trainer, "fast_dev_run", False):
             self.lr_find(trainer, pl_module)
 
     def lr_find(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -131,7 +131,7 @@ class LRFinder(LearningRateFinder):
         early_exit, self._early_exit = self._early_exit, False
         with _undisturbed(trainer, pl_module):
             super().lr_find(trainer, pl_module)
-        if self.optimal_lr is not None:  # None under fast_dev_run
+        if self.optimal_lr is not None:
             results = self.optimal_lr.results
             suggestions = {rule: suggest_lr(results["lr"], results["loss"], rule) for rule in RULES}
             self.result = LRFindResult(results["lr"], results["loss"], suggestions, self.rule)
@@ -210,7 +210,7 @@ def lr_find(
 def _undisturbed(trainer: Trainer, model: LightningModule) -> Iterator[None]:
     """Put back what Lightning's engine does not."""
     with isolated_rng():
-        trainer.fit_loop.setup_data()
+        loaders = trainer.fit_loop._data_source.dataloader()
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     gradients = [(p, p.grad) for p in model.parameters()]
     connector = trainer._checkpoint_connector
@@ -219,11 +219,12 @@ def _undisturbed(trainer: Trainer, model: LightningModule) -> Iterator[None]:
     epochs, trainer.fit_loop.max_epochs = trainer.fit_loop.max_epochs, -1
     every, trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch, sys.maxsize
     try:
-        with preserved_modes(model), isolated_rng(), _preserved(_generators(trainer.train_dataloader)):
+        with preserved_modes(model), isolated_rng(), _preserved(_generators(loaders)):
             yield
     finally:
         trainer.fit_loop.max_epochs, trainer.check_val_every_n_epoch = epochs, every
         connector._ckpt_path = resumed_from
+        trainer.fit_loop._combined_loader = None  # setting the data up draws from the streams: at its usual time
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)

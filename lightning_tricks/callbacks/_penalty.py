@@ -7,8 +7,8 @@ from torch import Tensor
 
 from lightning_tricks._base import UserInputError
 
-# Values per piece on the CPU: a weight's sign stays in the second-level cache between its two passes.
-_PIECE = 65_536
+# Values per piece on the CPU: weights, signs and gradients stay in the cache between the passes over them.
+_PIECE = 131_072
 
 
 def add_penalty_gradient(weights: Sequence[Tensor], gradients: Sequence[Tensor], l1: float, l2: float) -> None:
@@ -22,15 +22,16 @@ def add_penalty_gradient(weights: Sequence[Tensor], gradients: Sequence[Tensor],
     """
     if not weights:
         return
+    if l1 and weights[0].device.type == "cpu":
+        _add_in_pieces(weights, gradients, l1, l2)
+        return
+    if l1:
+        torch._foreach_add_(list(gradients), torch._foreach_sign(list(weights)), alpha=l1)
     if l2:
         torch._foreach_add_(list(gradients), list(weights), alpha=2 * l2)
-    if l1 and weights[0].device.type != "cpu":
-        torch._foreach_add_(list(gradients), torch._foreach_sign(list(weights)), alpha=l1)
-    elif l1:
-        _add_signs(weights, gradients, l1)
 
 
-def _add_signs(weights: Sequence[Tensor], gradients: Sequence[Tensor], l1: float) -> None:
+def _add_in_pieces(weights: Sequence[Tensor], gradients: Sequence[Tensor], l1: float, l2: float) -> None:
     buffers: dict[torch.dtype, Tensor] = {}
     for weight, gradient in _pieces(weights, gradients):
         if weight.ndim == 1 and weight.numel() <= _PIECE:
@@ -38,6 +39,8 @@ def _add_signs(weights: Sequence[Tensor], gradients: Sequence[Tensor], l1: float
             gradient.add_(torch.sign(weight, out=buffer), alpha=l1)
         else:
             gradient.add_(weight.sign(), alpha=l1)
+        if l2:
+            gradient.add_(weight, alpha=2 * l2)
 
 
 def _pieces(weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities import move_data_to_device
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from lightning_tricks._base import (
     isolated_rng,
     log_figure,
     log_table,
+    warn_once,
 )
 from lightning_tricks.init import COLUMNS, InitReport, init_weights, is_small, untouched_modules
 from lightning_tricks.init._api import SCHEMES, Scheme
@@ -108,6 +110,12 @@ class WeightInit(Callback):
         """Initialise, unless the run resumes or the model has been initialised before."""
         if trainer.ckpt_path is not None or self._has_done(pl_module):
             return
+        if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
+            warn_once(
+                f"WeightInit does nothing under {type(trainer.strategy).__name__}, which has flattened or copied the "
+                "parameters by now. Call init_weights in the module's __init__, or use ModelParallelStrategy."
+            )
+            return
         self._done = weakref.ref(pl_module)
         names: bool | list[str] = False
         if self.only_new:
@@ -117,7 +125,7 @@ class WeightInit(Callback):
         self.report = init_weights(
             pl_module,
             self.scheme,
-            example=self._example(pl_module),
+            example=trainer.strategy.broadcast(self._example(pl_module)),
             match=self.match,
             skip=self.skip,
             bias=self.bias,

@@ -120,7 +120,9 @@ def init_weights(
     rows, changed = [], set[str]()
     for name, module, key, parameter in _parameters(model):
         full = f"{name}.{key}" if name else key
-        choice = _reason_to_leave(full, name, parameter, chosen, only_new) or for_parameter(name, module, key)
+        choice = _reason_to_leave(full, parameter, chosen) or for_parameter(name, module, key)
+        if choice.fill is not None and name not in only_new:
+            choice = Choice("left alone", "not torch's untouched default: loaded, trained or set by hand")
         if choice.fill is not None:
             values = torch.empty(parameter.shape)
             choice.fill(values, torch.Generator().manual_seed(derive_seed(seed, full)))
@@ -230,17 +232,13 @@ def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]
                 yield name, module, key, parameter
 
 
-def _reason_to_leave(
-    full: str, name: str, parameter: Tensor, chosen: set[str], only_new: Collection[str]
-) -> Choice | None:
+def _reason_to_leave(full: str, parameter: Tensor, chosen: set[str]) -> Choice | None:
     if full not in chosen:
         return Choice("left alone", "not selected by match and skip")
     if nn.parameter.is_lazy(parameter):
         return Choice("left alone", "lazy: its shape is not known yet")
     if not parameter.is_floating_point():
         return Choice("left alone", f"holds {parameter.dtype}")
-    if name not in only_new:
-        return Choice("left alone", "not torch's untouched default: loaded, trained or set by hand")
     return None
 
 
@@ -256,6 +254,8 @@ def _write(module: nn.Module, key: str, values: Tensor) -> None:
 
 
 def _row(full: str, module: nn.Module, parameter: Tensor, choice: Choice) -> InitRow:
+    if nn.parameter.is_lazy(parameter):
+        return InitRow(full, (), type(module).__name__, choice.rule, choice.why, float("nan"))
     values = parameter.detach()
     if hasattr(values, "full_tensor"):
         values = values.full_tensor()

@@ -65,7 +65,7 @@ def _verdict(module: nn.Module) -> str | None:
     own = dict(module.named_parameters(recurse=False))
     if _has_seen_data(module):
         return "touched"
-    if not own:
+    if not own or any(nn.parameter.is_lazy(p) for p in own.values()):
         return None
     defaults = {key: _default_of(module, key) for key in own}
     if None in defaults.values():
