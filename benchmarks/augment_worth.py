@@ -3,9 +3,9 @@
     python benchmarks/augment_worth.py DATA_FOLDER [--per-class 100] [--epochs 40] [--seeds 0 1 2]
 
 ``DATA_FOLDER`` holds ``cifar10_subset.npz``: JPEG bytes ``train_jpeg`` with ``train_offsets`` and ``train_labels``,
-and the same for ``test_``. The net, the order of the samples, the optimizer (SGD with one cycle) and the number of steps
-are the same in all arms (``--arms none standard ...``). Prints the accuracy of each arm on all test pictures, its gain
-per seed, and one JSON line; ``--out FILE`` draws the curves.
+and the same for ``test_``. The net, the order of the samples, the optimizer (SGD with one cycle) and the number of
+steps are the same in all arms (``--arms none standard ...``). Prints the accuracy of each arm on all test pictures, its
+gain per seed, and one JSON line; ``--out FILE`` draws the curves.
 """
 
 import argparse

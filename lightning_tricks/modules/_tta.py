@@ -45,7 +45,7 @@ class TTAPredictor(LightningModule):
         split: returns inputs and targets (or None) of a batch that is no tensor or ``(inputs, targets)``.
 
     Raises:
-        UserInputError: for options out of range, a task that nobody tells, or inputs that are not one batch of pictures.
+        UserInputError: for options out of range, a task that nobody tells, or inputs that are no pictures.
 
     Reference:
         Krizhevsky et al. 2012, "ImageNet classification with deep convolutional neural networks", section 4.1.

@@ -48,7 +48,8 @@ class Synonyms:
             word, *others = (part.strip() for part in line.split("\t"))
             if not word or not any(others):
                 raise UserInputError(
-                    f"{path}, line {number}: expected a word, a tab and its synonyms separated by tabs, but got {line!r}."
+                    f"{path}, line {number}: expected a word, a tab and its synonyms separated by tabs, "
+                    f"but got {line!r}."
                 )
             table.setdefault(word, []).extend(others)
         return cls(table)

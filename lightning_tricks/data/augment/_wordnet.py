@@ -33,16 +33,24 @@ class WordNet:
                 "(Debian: wordnet-base) or give the folder that they are in."
             )
         self._index: dict[str, list[tuple[int, str, int]]] | None = None
+        self._found: dict[str, tuple[str, ...]] = {}  # a text's words come again and again
 
     def get(self, word: str, default: tuple[str, ...] = ()) -> tuple[str, ...]:
         """Return the other words of the commonest sense, without those that the files do not know."""
+        key = word.lower().replace(" ", "_")
+        if key not in self._found:
+            self._found[key] = self._look_up(key)
+        return self._found[key] or default
+
+    def _look_up(self, key: str) -> tuple[str, ...]:
         if self._index is None:
             self._index = self._read_index()
-        senses = self._index.get(word.lower().replace(" ", "_"))
+        senses = self._index.get(key)
         if not senses:
-            return default
+            return ()
         _, part, offset = max(senses, key=lambda sense: sense[0])  # the first of equals, in the order of _PARTS
-        return tuple(found for found in dict.fromkeys(self._members(part, offset)) if found.lower() != word.lower())
+        members = dict.fromkeys(self._members(part, offset))
+        return tuple(member for member in members if member.lower().replace(" ", "_") != key)
 
     def _read_index(self) -> dict[str, list[tuple[int, str, int]]]:
         """Return for each word and part of speech how many senses are attested, and where the commonest stands."""

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 # A word starts and ends with a letter or digit and may hold apostrophes and hyphens: "don't", "well-known".
-_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+_WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
 
 
 def _listed(text: str) -> frozenset[str]:
