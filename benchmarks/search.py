@@ -22,6 +22,7 @@ from lightning_tricks.tune import CoarseToFineSampler
 
 BUDGETS = (16, 32, 64)
 optuna.logging.set_verbosity(optuna.logging.ERROR)
+warnings.simplefilter("ignore")  # Optuna calls half of its samplers experimental
 
 
 def with_optuna(task: Task, sampler: optuna.samplers.BaseSampler, trials: int) -> list[tuple[float, float]]:
@@ -32,9 +33,7 @@ def with_optuna(task: Task, sampler: optuna.samplers.BaseSampler, trials: int) -
         results.append(task.run({name: dim.suggest(trial, name) for name, dim in task.space.items()}, trial.number))
         return results[-1][0]
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        optuna.create_study(sampler=sampler).optimize(objective, n_trials=trials)
+    optuna.create_study(sampler=sampler).optimize(objective, n_trials=trials)
     return results
 
 

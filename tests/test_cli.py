@@ -10,7 +10,7 @@ import torch
 from wandb_file import WandbRun
 
 from lightning_tricks.cli import _main, main
-from lightning_tricks.cli._demo import run_demo
+from lightning_tricks.cli._demo import digits, run_demo
 from lightning_tricks.modules import Classifier
 from lightning_tricks.nets import ConvNet
 
@@ -36,7 +36,7 @@ def test_the_demo_writes_what_it_says(demo):
     folder, result = demo
     assert all(path.stat().st_size > 0 for path in result.files.values())
     page = (folder / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("data:image/png;base64,") == 5
     assert "http" not in page.split("</style>")[1], "nothing in the page is fetched"
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -54,11 +54,9 @@ def test_the_demo_logs_to_wandb_too(demo):
 
 def test_the_checkpoint_holds_the_net_of_the_scores(demo):
     folder, result = demo
-    from lightning_tricks.data import DigitsDataModule
-
-    net = ConvNet(1, 10, channels=(32, 64), dropout=0.4)
+    net = ConvNet(1, 10, channels=(32, 64))
     model = Classifier.load_from_checkpoint(folder / "best.ckpt", net=net, weights_only=True).eval()
-    data = DigitsDataModule(seed=0)
+    data = digits(seed=0)
     data.setup()
     x, y = (torch.cat(parts) for parts in zip(*data.test_dataloader(), strict=True))
     with torch.no_grad():

@@ -75,8 +75,8 @@ def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     demo = commands.add_parser(
         "demo",
         help="train on real digits, watch, stop, predict with uncertainty, report",
-        description="Train a small net on scikit-learn's handwritten digits with recipe(), predict the test set with "
-        "Monte-Carlo dropout, and write report.html, metrics.csv and best.ckpt into one folder.",
+        description="Train a small net on scikit-learn's handwritten digits with augmentation and recipe(), predict "
+        "the test set with Monte-Carlo dropout, and write report.html, metrics.csv and best.ckpt into one folder.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for what the demo writes")

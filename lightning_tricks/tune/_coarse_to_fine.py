@@ -15,12 +15,15 @@ from lightning_tricks.tune._rules import Rules
 from lightning_tricks.tune._scales import is_categorical
 from lightning_tricks.tune._slots import SlotSampler, at_unit
 
+# Of the points of a round, every so many look for a parameter outside of the window that the user gave for it.
+_EVERY = 4
+
 
 class CoarseToFineSampler(SlotSampler):
     """The lecture's search, coarse to fine: a wide round of points, then smaller and smaller windows around the best.
 
     Half of the budget goes into a coarse round, the rest into four fine rounds; the points of a round are a Latin
-    hypercube. After a round each number's window is halved around the weighted mean of the two best points; if the best
+    hypercube. After a round each number's window is halved around the weighted mean of the four best points; if the best
     lies near an edge, the window moves there instead, out of a given first window if need be, as far as the limits that
     the objective declares. Lists of choices lose the worse half of what was tried. The declared ranges never change
     (the windows live in here), so that other samplers, importances and pictures work on the same study.
@@ -38,7 +41,8 @@ class CoarseToFineSampler(SlotSampler):
         rounds: number of fine rounds, at least 0.
         shrink: factor on a window's width after each round, in (0, 1].
         margin: share of a window's width that counts as near its edge, in [0, 0.5).
-        windows: first windows by parameter name, as (low, high) inside of the declared limits; a hint, not a limit.
+        windows: first windows by parameter name, as (low, high) inside of the declared limits; a hint, not a limit: every
+            fourth point draws these parameters from their whole range.
         wait: whether a trial of a new round waits until the round before is finished. False for callers that ask for
             several trials before they tell (Ray Tune's ``OptunaSearch``): the windows then come from what is known.
         retries: how often a slot is run again after its trial raised an exception.
@@ -128,6 +132,8 @@ class CoarseToFineSampler(SlotSampler):
             choices: tuple[Any, ...] = distribution.choices  # type: ignore[attr-defined]
             kept = choices_in_round(known, name, choices, place.round)
             return choices[kept[int(unit * len(kept))]]
+        if name in self.rules.windows and place.index % _EVERY == _EVERY - 1:
+            return at_unit(distribution, unit)
         window = window_in_round(known, name, distribution, place.round, self.rules)
         return at_unit(distribution, window.low + unit * window.width)
 

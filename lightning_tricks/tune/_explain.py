@@ -18,6 +18,8 @@ from lightning_tricks.tune._rules import Rules
 from lightning_tricks.tune._scales import from_unit, is_categorical, to_unit
 
 _PREFIX = f"lightning_tricks:{CoarseToFineSampler._kind}"
+# With fewer results, a best near a limit is chance: of three points one in ten lies there on every axis.
+_FEWEST = 16
 # Nearer than this share of the declared range to a limit, a best value says that the range is too small.
 _EDGE = 0.05
 
@@ -61,8 +63,8 @@ def explain(study: Study) -> str:
         study: one that :class:`~lightning_tricks.CoarseToFineSampler` has run on.
 
     Returns:
-        One paragraph per round, then one line for each parameter whose best value lies within 5 % of a declared limit
-        (on the scale it was declared with), beginning with ``Warning``.
+        One paragraph per round, then, from 16 results on, one line for each parameter whose best value lies within 5 %
+        of a declared limit (on the scale it was declared with), beginning with ``Warning``.
 
     Raises:
         UserInputError: if the study holds no coarse-to-fine search.
@@ -91,9 +93,9 @@ def explain(study: Study) -> str:
 
 
 def edge_warnings(study: Study) -> list[str]:
-    """Return a sentence for each number of the best trial that lies within 5 % of a declared limit."""
+    """Return a sentence for each number of the best trial, of at least 16, that lies within 5 % of a declared limit."""
     done = [t for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if t.value is not None]
-    if not done:
+    if len(done) < _FEWEST:
         return []
     best = study.best_trial
     found = []
@@ -133,7 +135,8 @@ def _distributions(trials: Sequence[FrozenTrial]) -> Mapping[str, BaseDistributi
 def _window(history: list[Finished], name: str, distribution: Any, number: int, rules: Rules) -> RoundWindow:
     if is_categorical(distribution):
         kept = choices_in_round(history, name, distribution.choices, number)
-        reason = "first window" if len(kept) == len(distribution.choices) else "the worse half was dropped"
+        before = choices_in_round(history, name, distribution.choices, max(0, number - 1))
+        reason = "first window" if number == 0 else "the worse half was dropped" if len(kept) < len(before) else "kept"
         return RoundWindow(None, None, tuple(distribution.choices[index] for index in kept), reason)
     window = window_in_round(history, name, distribution, number, rules)
     return RoundWindow(from_unit(distribution, window.low), from_unit(distribution, window.high), None, window.reason)

@@ -64,7 +64,7 @@ def window_in_round(
         if sum(f.round == number for f in mine) < 2:
             continue
         best_first = [to_unit(distribution, f.params[name]) for f in mine if f.round <= number]
-        window = shrunk(window, best_first[:2], shrink=rules.shrink, margin=rules.margin)
+        window = shrunk(window, best_first, shrink=rules.shrink, margin=rules.margin)
     return window
 
 

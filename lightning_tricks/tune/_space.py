@@ -146,7 +146,7 @@ def check_space(space: Any) -> Space:
     if callable(space):
         return space  # type: ignore[no-any-return]
     if not isinstance(space, Mapping) or not space:
-        raise UserInputError(f"space must hold at least one hyperparameter, like Float(1e-5, 1), but got {space!r}.")
+        raise UserInputError(f"space must hold at least one hyperparameter, but got {space!r}.")
     for name, entry in space.items():
         if not isinstance(entry, Float | Int | Choice):
             raise UserInputError(

@@ -35,7 +35,7 @@ def open_study(
     Raises:
         UserInputError: if the storage cannot be reached or holds another search under this name.
     """
-    direction = "minimize" if mode == "min" else "maximize"
+    direction: Literal["minimize", "maximize"] = "minimize" if mode == "min" else "maximize"
     try:
         study = optuna.create_study(
             storage=journal(folder / "journal.log") if storage is None else storage,

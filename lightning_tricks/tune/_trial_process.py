@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
@@ -47,9 +48,12 @@ def run_job(job: Job) -> None:
     """Run a job and leave ``result.json``, whatever happens short of the process's death."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
     job.folder.mkdir(parents=True, exist_ok=True)
-    with (job.folder / "log.txt").open("a", encoding="utf-8") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
+    log = (job.folder / "log.txt").open("a", encoding="utf-8", buffering=1)
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    sys.stdout = sys.stderr = log
+    # A run that goes on after a crash finds its own checkpoints there.
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     started = time.monotonic()
     try:
         result = _test(job) if job.test else _train(job)
@@ -162,7 +166,11 @@ def _made(job: Job) -> tuple[LightningModule, LightningDataModule]:
 
 
 def _trainer(job: Job, callbacks: list[Callback]) -> Trainer:
-    logger = CSVLogger(job.folder, name="", version="log") if job.logger is None else job.logger(job.folder, job.params)
+    logger: Logger
+    if job.logger is None:
+        logger = CSVLogger(job.folder, name="", version=_new_log(job))
+    else:
+        logger = job.logger(job.folder, job.params)
     options = {"enable_progress_bar": False, "enable_model_summary": False, **job.trainer}
     trainer = Trainer(default_root_dir=job.folder, logger=logger, callbacks=callbacks, **options)
     if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher) and trainer.num_devices > 1:
@@ -171,6 +179,12 @@ def _trainer(job: Job, callbacks: list[Callback]) -> Trainer:
             "trainer={'strategy': 'ddp_fork'} or 'ddp_spawn', or one device per trial."
         )
     return trainer
+
+
+def _new_log(job: Job) -> str:
+    """Return the name of a folder that does not exist: a run that goes on must not wipe what it has logged."""
+    kind = "test-log" if job.test else "log"
+    return f"{kind}-{sum(path.name.startswith(kind) for path in job.folder.iterdir() if path.is_dir())}"
 
 
 def _checkpoint_callbacks(job: Job) -> list[Callback]:
