@@ -14,14 +14,21 @@ from lightning_tricks.data._datamodule import Split, SplitBy, SplitDataModule
 from lightning_tricks.data._image_arrays import ArrayImages, Layout
 from lightning_tricks.data._image_datasets import DatasetImages, torchvision_images
 from lightning_tricks.data._image_folder import FolderImages, OnError
-from lightning_tricks.data._image_prepare import InWorker, Prepare, WithKeys, channel_statistics
+from lightning_tricks.data._image_prepare import (
+    InWorker,
+    Prepare,
+    Statistics,
+    WithKeys,
+    channel_statistics,
+    check_normalize,
+    per_channel,
+)
 from lightning_tricks.data._loading import Source, shuffled
 from lightning_tricks.data.augment import BatchAugment, Op, standard_ops
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Statistics = tuple[Sequence[float], Sequence[float]]
 Augment = Literal["none", "standard"] | Sequence[Op] | BatchAugment
 MAX_DECODED = 4096  # pictures read from files for the statistics; their means differ from all pictures' by under 1 %
 
@@ -126,7 +133,7 @@ class ImageDataModule(SplitDataModule):
             seed=seed,
         )
         self._images = source
-        self._normalize = _check_normalize(normalize)
+        self._normalize = check_normalize(normalize)
         self._where = check_choice("where", where, ("auto", "device", "worker"))
         self._augment = augment if isinstance(augment, BatchAugment) else _check_ops(augment)
         self.augment: BatchAugment | None = None
@@ -326,13 +333,13 @@ class ImageDataModule(SplitDataModule):
         ready = first.dtype != torch.uint8
         self.augment = self._make_augment(tuple(first.shape[1:]), ready=ready)
         if self.augment is not None and self.augment.mean is not None and self.augment.std is not None:
-            self.mean, self.std = _per_channel((self.augment.mean, self.augment.std), channels)
+            self.mean, self.std = per_channel((self.augment.mean, self.augment.std), channels)
         elif ready or self._normalize == "none":
             self.mean, self.std = torch.zeros(channels), torch.ones(channels)
         elif self._normalize == "train":
             self.mean, self.std = channel_statistics(source, self._measured(train))
         else:
-            self.mean, self.std = _per_channel(self._normalize, channels)
+            self.mean, self.std = per_channel(self._normalize, channels)
         return source
 
     def _measured(self, train: Sequence[int]) -> Sequence[int]:
@@ -390,26 +397,3 @@ def _check_ops(augment: Literal["none", "standard"] | Sequence[Op]) -> Literal["
     if isinstance(augment, str):
         return check_choice("augment", augment, ("none", "standard"))
     return BatchAugment(augment).ops  # which says what is wrong with them
-
-
-def _per_channel(statistics: Statistics, channels: int) -> tuple[Tensor, Tensor]:
-    mean, std = (torch.tensor(values, dtype=torch.float32) for values in statistics)
-    if len(mean) not in (1, channels) or len(std) != len(mean):
-        raise UserInputError(
-            f"mean and std need one number per channel, {channels} or 1, but got {len(mean)} and {len(std)}."
-        )
-    return mean.expand(channels).clone(), std.expand(channels).clone()
-
-
-def _check_normalize(normalize: Literal["train", "none"] | Statistics) -> Literal["train", "none"] | Statistics:
-    if isinstance(normalize, str):
-        return check_choice("normalize", normalize, ("train", "none"))
-    try:
-        mean, std = ([float(value) for value in values] for values in normalize)
-    except (TypeError, ValueError):
-        raise UserInputError(
-            f"normalize must be 'train', 'none' or (mean, std) with a number per channel, but got {normalize!r}."
-        ) from None
-    for value in std:
-        check_range("every std of normalize", value, low=0, open_low=True)
-    return mean, std

@@ -86,7 +86,8 @@ class FolderImages:
 
         try:
             with Image.open(file) as picture:
-                upright = ImageOps.exif_transpose(picture)
+                # Asking a PNG for its orientation would read all of it, also where only the head is wanted.
+                upright = picture if picture.format == "PNG" else ImageOps.exif_transpose(picture)
                 plain = upright.convert("L" if (self.channels or _count(upright)) == 1 else "RGB")
                 if self.size is not None:
                     plain = ImageOps.fit(plain, self.size[::-1], Image.Resampling.BILINEAR)
@@ -106,7 +107,7 @@ class FolderImages:
                         f"pictures must have 8 bits per channel, but {file} has mode {picture.mode}. Convert it first."
                     )
                 width, height = picture.size
-                if picture.getexif().get(_ORIENTATION) in _TURNED:
+                if picture.format != "PNG" and picture.getexif().get(_ORIENTATION) in _TURNED:
                     width, height = height, width
                 return _count(picture), height, width
         except (OSError, SyntaxError) as error:

@@ -1,14 +1,16 @@
 """From uint8 to what the net sees: augmented in training, scaled, standardised."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from lightning_tricks._base import warn_once
+from lightning_tricks._base import UserInputError, check_choice, check_range, warn_once
 from lightning_tricks.data._loading import Source
 from lightning_tricks.data.augment import BatchAugment
+
+Statistics = tuple[Sequence[float], Sequence[float]]
 
 
 class Prepare:
@@ -96,3 +98,28 @@ def channel_statistics(source: Source, rows: Sequence[int], chunk: int = 256) ->
         )
         std[constant] = 255
     return (mean / 255).float(), (std / 255).float()
+
+
+def per_channel(statistics: Statistics, channels: int) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of each channel, given for each or once for all."""
+    mean, std = (torch.tensor(values, dtype=torch.float32) for values in statistics)
+    if len(mean) not in (1, channels) or len(std) != len(mean):
+        raise UserInputError(
+            f"mean and std need one number per channel, {channels} or 1, but got {len(mean)} and {len(std)}."
+        )
+    return mean.expand(channels).clone(), std.expand(channels).clone()
+
+
+def check_normalize(normalize: Literal["train", "none"] | Statistics) -> Literal["train", "none"] | Statistics:
+    """Return the option if it is a known name, or numbers with every deviation above 0."""
+    if isinstance(normalize, str):
+        return check_choice("normalize", normalize, ("train", "none"))
+    try:
+        mean, std = ([float(value) for value in values] for values in normalize)
+    except (TypeError, ValueError):
+        raise UserInputError(
+            f"normalize must be 'train', 'none' or (mean, std) with a number per channel, but got {normalize!r}."
+        ) from None
+    for value in std:
+        check_range("every std of normalize", value, low=0, open_low=True)
+    return mean, std
