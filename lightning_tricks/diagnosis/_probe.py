@@ -1,8 +1,9 @@
 """Tries a model out on copies, so that the model itself, its data and every random stream stay as they are."""
 
 import copy
+import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property
 from typing import Any
 
@@ -46,7 +47,7 @@ class Probe:
 
     @cached_property
     def samples(self) -> list[Any]:
-        """Up to 256 training samples, spread evenly; empty if the loader has no map-style dataset."""
+        """Up to 256 training samples, drawn at random; empty if the loader has no map-style dataset."""
         return samples_of(self.train, _SAMPLES)
 
     @cached_property
@@ -55,9 +56,8 @@ class Probe:
         if self.train is None or not self.samples:
             raise LookupError("no training batch could be made without moving the loader on")
         size = max(2, min(_BATCH, batch_size_of(self.train) or _BATCH, len(self.samples)))
-        stride = max(1, len(self.samples) // size)
         collate = self.train.collate_fn if batch_size_of(self.train) is not None else default_collate
-        batch = collate(self.samples[::stride][:size])
+        batch = collate(self.samples[:size])
         return self._transfer(move_data_to_device(batch, self.model.device))
 
     @property
@@ -116,6 +116,13 @@ class Probe:
         return step
 
     @torch.no_grad()
+    def attempted_loss(self) -> LossCall | None:
+        """Return the last loss that a step calls, even if it fails on what it is given."""
+        with self._precision(), LossSpy() as spy, suppress(IndexError, RuntimeError):
+            self.fresh().training_step(self.batch, 0)
+        return spy.calls[-1] if spy.calls else None
+
+    @torch.no_grad()
     def predict(self, model: LightningModule, batch: Any) -> Tensor:
         """Return what ``model`` gives to its loss in evaluation mode."""
         model.eval()
@@ -157,7 +164,7 @@ class Step:
 
 
 def samples_of(loader: DataLoader[Any] | None, limit: int) -> list[Any]:
-    """Return up to ``limit`` samples of a loader's dataset without touching its sampler, spread evenly.
+    """Return up to ``limit`` samples of a loader's dataset drawn at random, without touching its sampler.
 
     A loader without batch size asks its dataset for whole batches; the first ones of a copy of its sampler are cut.
     """
@@ -166,8 +173,8 @@ def samples_of(loader: DataLoader[Any] | None, limit: int) -> list[Any]:
     if batch_size_of(loader) is None:
         return _cut_batches(loader, limit)
     size = len(loader.dataset)  # type: ignore[arg-type]
-    count = min(size, limit)
-    return [loader.dataset[i * size // count] for i in range(count)]
+    chosen = random.Random(0).sample(range(size), min(size, limit))  # noqa: S311 - a stride could pick one class only
+    return [loader.dataset[i] for i in chosen]
 
 
 def _cut_batches(loader: DataLoader[Any], limit: int) -> list[Any]:
