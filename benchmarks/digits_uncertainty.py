@@ -3,7 +3,8 @@
     python -m benchmarks.digits_uncertainty [--runs 10] [--samples 100] [--pictures FOLDER]
 
 Each run trains one net on its own split (60 % of 1,797 pictures) and compares, on the 20 % for testing, a plain
-pass in eval() with the mean of the stochastic passes. Every number is a mean over the runs with its standard error; the
+pass in eval() with the mean of the stochastic passes, and with that of passes whose temperature was fitted on the
+other 20 %. Every number is a mean over the runs with its standard error; the
 difference is taken run by run.
 """
 
@@ -13,6 +14,7 @@ import logging
 import math
 import statistics
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import lightning as L
@@ -23,6 +25,8 @@ from torchvision.transforms.functional import gaussian_blur, rotate
 import lightning_tricks as lt
 from lightning_tricks import plots
 from lightning_tricks import uncertainty as u
+
+MODES = ("off", "on", "scaled")
 
 
 def train(seed: int, epochs: int) -> tuple[torch.nn.Module, lt.DigitsDataModule]:
@@ -49,12 +53,19 @@ def corrupted(x: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def off_and_on(net: torch.nn.Module, x: Tensor, samples: int) -> dict[str, dict[str, Tensor]]:
+def every_mode(
+    net: torch.nn.Module, x: Tensor, samples: int, scaling: u.TemperatureScaling
+) -> dict[str, dict[str, Tensor]]:
     probs = net(x).softmax(1)
-    stream = u.SampleStream("multiclass")
-    stream.update(u.mc_forward(net, x, samples=samples, seed=0).softmax(2))
+    passes = u.mc_forward(net, x, samples=samples, seed=0).softmax(2)
     off = {"mean": probs, "entropy": u.predictive_entropy(probs[None])}
-    return {"off": off, "on": stream.compute()}
+    return {"off": off, "on": summary(passes), "scaled": summary(scaling(passes))}
+
+
+def summary(passes: Tensor) -> dict[str, Tensor]:
+    stream = u.SampleStream("multiclass")
+    stream.update(passes)
+    return stream.compute()
 
 
 def scores(answers: dict[str, dict[str, Tensor]], y: Tensor) -> dict[str, float]:
@@ -90,12 +101,22 @@ def scores(answers: dict[str, dict[str, Tensor]], y: Tensor) -> dict[str, float]
 
 def run(seed: int, epochs: int, samples: int, pictures: Path | None) -> dict[str, dict[str, float]]:
     net, data = train(seed, epochs)
-    x, y = (torch.cat(column) for column in zip(*data.test_dataloader(), strict=True))
+    x, y = whole(data.val_dataloader())
+    scaling = u.TemperatureScaling.fit(u.mc_forward(net, x, samples=samples, seed=1).softmax(2), y)
+    x, y = whole(data.test_dataloader())
     kinds = corrupted(x)
-    answers = {kind: off_and_on(net, picture, samples) for kind, picture in kinds.items()}
+    answers = {kind: every_mode(net, picture, samples, scaling) for kind, picture in kinds.items()}
     if pictures is not None:
         draw(pictures, net, kinds, answers, y)
-    return {mode: scores({kind: both[mode] for kind, both in answers.items()}, y) for mode in ("off", "on")}
+    found = {mode: scores({kind: modes[mode] for kind, modes in answers.items()}, y) for mode in MODES}
+    found["scaled"]["temperature"] = scaling.temperature
+    return found
+
+
+def whole(loader: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return all pictures and labels of a loader."""
+    x, y = zip(*loader, strict=True)
+    return torch.cat(x), torch.cat(y)
 
 
 def draw(folder: Path, net: torch.nn.Module, kinds: dict[str, Tensor], answers: dict, y: Tensor) -> None:
@@ -132,6 +153,11 @@ def draw(folder: Path, net: torch.nn.Module, kinds: dict[str, Tensor], answers: 
         figure.savefig(folder / f"digits_{name}.png", dpi=80)
 
 
+def spread(values: list[float]) -> list[float]:
+    """Return mean and standard error."""
+    return [statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=10)
@@ -144,18 +170,15 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     rows = [run(seed, args.epochs, args.samples, None if seed else args.pictures) for seed in range(args.runs)]
     table: dict[str, dict[str, list[float]]] = {}
-    print(f"{'':36s} {'dropout off':>17s} {'dropout on':>17s} {'difference':>17s}")
-    for name in rows[0]["on"]:
-        columns = {mode: [row[mode][name] for row in rows if name in row[mode]] for mode in ("off", "on")}
-        columns["difference"] = [on - off for off, on in zip(columns["off"], columns["on"], strict=False)]
-        table[name] = {
-            key: [statistics.fmean(v), statistics.stdev(v) / math.sqrt(len(v))] for key, v in columns.items() if v
-        }
-        cells = [
-            f"{table[name][key][0]:8.4f} ± {table[name][key][1]:.4f}" if v else f"{'':17s}"
-            for key, v in columns.items()
-        ]
-        print(f"{name:36s} ", *cells)
+    heads = [*(f"dropout {mode}" for mode in MODES), "on - off", "scaled - off"]
+    print("| |", " | ".join(heads), "|\n|---|" + "---|" * len(heads))
+    for name in rows[0]["scaled"]:
+        columns = {mode: [row[mode][name] for row in rows if name in row[mode]] for mode in MODES}
+        for mode in MODES[1:]:
+            columns[f"{mode} - off"] = [b - a for a, b in zip(columns["off"], columns[mode], strict=False)]
+        table[name] = {key: spread(values) for key, values in columns.items() if values}
+        cells = ["{:.4f} ± {:.4f}".format(*table[name][key]) if values else "" for key, values in columns.items()]
+        print(f"| {name} |", " | ".join(cells), "|")
     print(json.dumps({"benchmark": "digits", "runs": args.runs, "samples": args.samples, "table": table}))
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lightning_tricks.callbacks import LRFindResult as LRFindResult
     from lightning_tricks.callbacks import NormMonitor as NormMonitor
     from lightning_tricks.callbacks import PredictionWriter as PredictionWriter
+    from lightning_tricks.callbacks import Preflight as Preflight
     from lightning_tricks.callbacks import PruningCallback as PruningCallback
     from lightning_tricks.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
     from lightning_tricks.callbacks import WeightInit as WeightInit
@@ -34,11 +35,14 @@ if TYPE_CHECKING:
     from lightning_tricks.data import TabularDataModule as TabularDataModule
     from lightning_tricks.data import TextDataModule as TextDataModule
     from lightning_tricks.diagnosis import Finding as Finding
+    from lightning_tricks.diagnosis import Report as Report
+    from lightning_tricks.diagnosis import check as check
     from lightning_tricks.init import InitReport as InitReport
     from lightning_tricks.init import init_weights as init_weights
     from lightning_tricks.modules import Classifier as Classifier
     from lightning_tricks.modules import MCDropoutPredictor as MCDropoutPredictor
     from lightning_tricks.modules import Regressor as Regressor
+    from lightning_tricks.modules import TTAPredictor as TTAPredictor
     from lightning_tricks.nets import MLP as MLP
     from lightning_tricks.nets import ConvNet as ConvNet
     from lightning_tricks.nets import build_net as build_net
@@ -78,16 +82,20 @@ _ROOM_OF = {
     "MLP": "nets",
     "NormMonitor": "callbacks",
     "PredictionWriter": "callbacks",
+    "Preflight": "callbacks",
     "PruningCallback": "callbacks",
     "ReduceLROnPlateau": "callbacks",
     "Regressor": "modules",
+    "Report": "diagnosis",
     "SearchResult": "tune",
+    "TTAPredictor": "modules",
     "TabularDataModule": "data",
     "TextDataModule": "data",
     "WeightInit": "callbacks",
     "WeightPenalty": "callbacks",
     "build_net": "nets",
     "build_optimizer": "optim",
+    "check": "diagnosis",
     "convert_norm": "nets",
     "cross_validate": "tune",
     "init_weights": "init",

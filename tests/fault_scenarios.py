@@ -246,7 +246,7 @@ def negative_metric():
 
 
 def first_value_is_nan():
-    """Keras' comparison (``np.less(current, best)`` with the first value taken as it comes) keeps a NaN for ever."""
+    """Keras' comparison, with the first value taken as it comes, keeps a NaN for ever."""
     best = math.nan
     for value in (2.0, 1.0):
         best = value if value < best else best

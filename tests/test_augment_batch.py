@@ -1,5 +1,7 @@
 """Whose picture it is decides how it looks: batch, order, worker, rank, resume and the rest of the list do not."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -169,6 +171,37 @@ def test_autocast_does_not_round_pictures(images):
     whole = run(augment, images, range(N))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(run(augment, images, range(N)), whole)
+
+
+@pytest.mark.parametrize("ops", [*([op] for op in EVERY_OP.values()), [GaussianNoise(), Rotate()]], ids=repr)
+def test_layout_in_memory_makes_no_difference(ops, images):
+    augment = BatchAugment(ops)
+    for x in (images, images / 255):
+        turned = x.transpose(2, 3).contiguous().transpose(2, 3)
+        last = x.contiguous(memory_format=torch.channels_last)
+        expected = augment(x, index=torch.arange(N), epoch=0).images
+        for other in (turned, last):
+            out = augment(other, index=torch.arange(N), epoch=0).images
+            torch.testing.assert_close(out, expected, atol=1e-5, rtol=0)
+
+
+def test_it_travels_to_spawned_workers_and_is_empty_handed(images):
+    augment = BatchAugment(LIST, mean=0.5, std=0.5, seed=2)
+    again = pickle.loads(pickle.dumps(augment))
+    assert torch.equal(run(again, images, range(N)), run(augment, images, range(N)))
+    assert run(augment, images, torch.arange(0)).shape == (0, 3, 12, 16)
+
+
+def test_prediction_first_does_not_spoil_training(images):
+    """Constants that are made under inference mode must serve under autograd."""
+    augment = BatchAugment([Rotate(21.5), Brightness(0.123), Hue(0.0321), GaussianNoise(0.0123)], mean=0.321, std=0.456)
+    with torch.inference_mode():
+        expected = run(augment, images, range(N))
+    weight = torch.ones(1, requires_grad=True)
+    out = run(augment, images, range(N))
+    (out * weight).sum().backward()
+    assert torch.equal(out, expected)
+    assert not out.is_inference()
 
 
 def test_later_operations_do_not_change_earlier_ones(images):

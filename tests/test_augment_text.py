@@ -211,7 +211,7 @@ def test_bad_files_get_a_sentence(tmp_path, name, content, message):
 
 
 def test_bad_arguments_get_a_sentence(tmp_path):
-    with pytest.raises(UserInputError, match="cannot read the synonyms in .*none.tsv: No such file"):
+    with pytest.raises(UserInputError, match=r"cannot read the synonyms in .*none.tsv: No such file"):
         Synonyms.from_tsv(tmp_path / "none.tsv")
     with pytest.raises(UserInputError, match=r"index.noun, data.noun, .* are missing"):
         Synonyms.from_wordnet(tmp_path)

@@ -77,11 +77,14 @@ class Kill(Callback):
 
 WAYS = {
     "epochs": ({}, {}, lambda: noise(0, shuffle=True)),
-    "own generator": ({}, {}, lambda: noise(0, shuffle=True, generator=torch.Generator().manual_seed(5))),
+    "own generator, accumulation": (
+        {"accumulate_grad_batches": 4},
+        {},
+        lambda: noise(0, shuffle=True, generator=torch.Generator().manual_seed(5)),
+    ),
     "rare validation": ({"check_val_every_n_epoch": 2}, {}, lambda: noise(0, shuffle=True)),
     "mid-epoch": ({"val_check_interval": 3}, {"every_n_train_steps": 4}, StatefulLoader),
     "validation in mid-epoch": ({"val_check_interval": 2}, {}, StatefulLoader),
-    "accumulation": ({"accumulate_grad_batches": 4}, {}, lambda: noise(0, shuffle=True)),
 }
 
 

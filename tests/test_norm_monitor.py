@@ -422,35 +422,36 @@ class Breaking(Module):
     def on_train_batch_start(self, batch, batch_idx):
         if self.global_step == 5 and self.where == "weight":
             with torch.no_grad():
-                self.net[2].weight[0, 0] = math.inf
+                self.net[4].weight[0, 0] = math.inf
 
 
 @pytest.mark.parametrize(
     ("where", "layer", "quantity", "message"),
     [
-        ("backward", "net.2", "gradient", "began in layer 'net.2'"),
+        ("backward", "net.2", "weight", "layer 'net.2': the update before broke it"),
         ("loss", "(loss)", "gradient", "already the gradient of the loss was"),
-        ("weight", "net.2", "weight", "the update before broke it"),
+        ("weight", "net.4", "weight", "layer 'net.4': the update before broke it"),
     ],
 )
 def test_first_nan_is_found_between_measured_steps(where, layer, quantity, message):
     monitor = NormMonitor(every_n_steps=100)
-    with pytest.warns(UserWarning, match=f"NormMonitor saw the first {quantity}.*in optimizer step 5.*{message}"):
+    step = 6 if where == "backward" else 5  # that step's loss was fine; its update broke the weights
+    with pytest.warns(UserWarning, match=f"NormMonitor saw the first {quantity}.*in optimizer step {step}.*{message}"):
         fit(Breaking(where), monitor, max_epochs=3)
-    assert monitor.first_nonfinite == {"step": 5, "layer": layer, "quantity": quantity}
+    assert monitor.first_nonfinite == {"step": step, "layer": layer, "quantity": quantity}
     table = monitor.table()
-    assert sorted(set(table["step"])) == [0, 1, 3, 5, 7], "the broken step is measured, once"
+    assert sorted(set(table["step"])) == sorted({0, 1, 3, step, 7}), "the broken step is measured, once"
     share = {
         name: value
-        for step, name, value in zip(table["step"], table["layer"], table[f"nonfinite_{quantity}s"], strict=True)
-        if step == 5
+        for at, name, value in zip(table["step"], table["layer"], table[f"nonfinite_{quantity}s"], strict=True)
+        if at == step
     }
     assert share[layer if layer != "(loss)" else "net.4"] > 0
     if where == "backward":
         assert share["net.4"] == 0
         assert share["net.2"] == pytest.approx(1.0)
     if where == "weight":
-        assert share["net.2"] == pytest.approx(1 / 45)
+        assert share["net.4"] == pytest.approx(1 / 12)
 
 
 def test_without_watching_the_next_measured_step_has_it():
@@ -507,7 +508,7 @@ def test_hooks_are_removed_after_an_exception():
 # When, and what is written
 
 
-@pytest.mark.parametrize(("every", "steps"), [(1, [0, 1, 2, 3, 4, 5, 6, 7]), (3, [0, 1, 2, 5]), (50, [0, 1, 3, 7])])
+@pytest.mark.parametrize(("every", "steps"), [(1, [0, 1, 2, 3, 4, 5, 6, 7]), (3, [0, 1, 2, 5]), (100, [0, 1, 3, 7])])
 def test_measured_steps(every, steps):
     _, monitor, _ = fit(monitor=NormMonitor(every_n_steps=every), max_epochs=2)
     assert sorted(set(monitor.table()["step"])) == steps
@@ -593,14 +594,14 @@ def test_table_derives_ratio_and_layers_in_forward_order():
 def test_second_fit_starts_fresh_and_resume_does_not(tmp_path):
     _, monitor, _ = fit(max_epochs=2)
     whole = records(monitor)
-    checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=STEPS + 2, save_top_k=-1)
+    checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=STEPS, save_top_k=-1)
     trainer = quiet_trainer(callbacks=[monitor, checkpoint], enable_checkpointing=True, max_epochs=2)
     trainer.fit(Module(), loader())
     assert records(monitor).keys() == whole.keys()
 
-    (path,) = tmp_path.glob("*.ckpt")
+    path = min(tmp_path.glob("*step=4.ckpt"))
     resumed = NormMonitor(every_n_steps=1)
-    checkpoint = ModelCheckpoint(tmp_path / "more", every_n_train_steps=STEPS + 2)
+    checkpoint = ModelCheckpoint(tmp_path / "more", every_n_train_steps=STEPS)
     trainer = quiet_trainer(callbacks=[resumed, checkpoint], enable_checkpointing=True, max_epochs=2)
     trainer.fit(Module(), loader(), ckpt_path=path, weights_only=True)
     assert records(resumed) == whole

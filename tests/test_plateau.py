@@ -17,6 +17,7 @@ from torch.optim import lr_scheduler
 
 import lightning_tricks as lt
 from lightning_tricks._base import UserInputError
+from lightning_tricks.plots import plot_simulation
 
 VALUES = st.sampled_from([-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, math.nan, math.inf, -math.inf]) | st.floats(
     -1000, 1000, width=32, allow_subnormal=False
@@ -378,3 +379,22 @@ def test_bad_arguments_get_a_sentence(wrong, sentence):
 def test_simulation_needs_one_curve():
     with pytest.raises(UserInputError, match="given by parameter group"):
         lt.ReduceLROnPlateau("val_loss", factor={"head": 0.5}).simulate([1.0])
+
+
+@pytest.mark.parametrize("make", [lambda n: lt.EarlyStopping(n, patience=1), lt.ReduceLROnPlateau])
+def test_a_misspelt_name_is_told_before_training(make):
+    with pytest.raises(UserInputError, match=r"sanity check's validation logged val_loss. Did you mean 'val_loss'"):
+        fit(Noisy(), [make("val_los")], train=noise(0), val=noise(1), max_epochs=1)
+
+
+def test_the_picture_of_a_simulation():
+    figure = plot_simulation([1.0, 0.9, 0.9, 0.9, 0.9], [0.1, 0.1, 0.1, 0.05], name="val_loss")
+    above, below = figure.axes
+    assert above.lines[0].get_ydata().tolist() == [1.0, 0.9, 0.9, 0.9, 0.9]
+    assert below.lines[0].get_ydata().tolist() == [0.1, 0.1, 0.1, 0.05]
+    marks = list(below.lines[1:])
+    assert [line.get_xdata()[0] for line in marks] == [4]
+    assert below.get_yscale() == "log"
+    assert [text.get_text() for text in above.texts] == [" stopped"]
+    with pytest.raises(UserInputError, match="at least one rate and no more than values, but got 2 for 1"):
+        plot_simulation([1.0], [1.0, 1.0])

@@ -124,6 +124,14 @@ def test_convergence_marks_the_pass_that_is_enough():
     assert not plots.convergence_plot(samples, tolerance=1e-9).axes[0].texts  # never enough: no mark
 
 
+def test_convergence_picks_rows_from_the_steadiest_to_the_wildest():
+    scale = torch.cat([torch.zeros(50), torch.tensor([1.0, 2.0, 3.0])])
+    lines = plots.convergence_plot(torch.randn(100, 53) * scale, count=4).axes[0].lines
+    assert len(lines) == 4  # not four of the fifty that agree
+    spreads = sorted(np.ptp(line.get_ydata()) for line in lines)
+    assert spreads[0] == 0 < spreads[1]
+
+
 def test_band_is_sorted_and_nested():
     x = torch.tensor([2.0, 0.0, 1.0])
     figure = drawn(

@@ -371,6 +371,24 @@ def test_sizes_are_said_once(caplog):
     assert said[0].startswith("DigitsDataModule: train 1077, val 360, test 360\n  train  0: 107, 1: 109")
 
 
+def test_many_classes_are_summed_up():
+    images = torch.zeros(100, 1, 2, 2, dtype=torch.uint8)
+    data = ImageDataModule.from_arrays(images, torch.arange(100) % 25, normalize="none", split_by="random")
+    assert "of each of 25 classes" in data.describe()
+    assert "3: " not in data.describe()
+
+
+@without_the_saver
+def test_a_second_fit_is_not_compared_with_the_first_ones_checkpoint(tmp_path):
+    trainer = quiet_trainer()
+    trainer.fit(Recorder(), Rows())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    data = Rows()
+    quiet_trainer(max_epochs=2).fit(Recorder(), data, ckpt_path=tmp_path / "a.ckpt")
+    data.split, data.parts = {"train": range(40), "val": range(40, 50)}, {}
+    quiet_trainer().fit(Recorder(), data)  # a warning would be an error here
+
+
 def test_a_part_is_indexed_by_sample():
     part = Part(TensorSource(torch.arange(10), torch.arange(10) ** 2), [3, 5])
     assert [tuple(map(int, sample)) for sample in part] == [(3, 9), (5, 25)]

@@ -131,9 +131,11 @@ def test_nan_stays_in_its_row():
     samples = torch.rand(8, 3, 4).softmax(2)
     samples[2, 1] = math.nan
     got = streamed(u.SampleStream("multiclass"), samples, 3)
-    for name in ("mean", "std", "entropy", "mutual_info", "confidence"):
+    for name in ("mean", "std", "entropy", "expected_entropy", "mutual_info", "variation_ratio", "confidence"):
         rows = got[name].isnan().reshape(3, -1).any(1)
         assert rows.tolist() == [False, True, False], name
+    for measure in (u.predictive_entropy, u.expected_entropy, u.mutual_information, u.variation_ratio):
+        assert measure(samples).isnan().tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize(

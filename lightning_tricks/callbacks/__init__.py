@@ -11,6 +11,8 @@ from lightning_tricks.callbacks._norm_monitor import NormMonitor as NormMonitor
 from lightning_tricks.callbacks._plateau import ReduceLROnPlateau as ReduceLROnPlateau
 from lightning_tricks.callbacks._plateau import Reduction as Reduction
 from lightning_tricks.callbacks._prediction_writer import PredictionWriter as PredictionWriter
+from lightning_tricks.callbacks._preflight import Preflight as Preflight
+from lightning_tricks.callbacks._preflight import PreflightError as PreflightError
 from lightning_tricks.callbacks._pruning import PruningCallback as PruningCallback
 from lightning_tricks.callbacks._recipe import recipe as recipe
 from lightning_tricks.callbacks._weight_init import WeightInit as WeightInit

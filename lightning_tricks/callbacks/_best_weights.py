@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parameter import is_lazy
 
@@ -54,7 +55,14 @@ def averaged(trainer: Trainer) -> nn.Module | None:
 
 
 def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield parameters and buffers, the non-persistent ones included, and of sharded ones this rank's shard."""
+    """Yield parameters and buffers, the non-persistent ones included.
+
+    ``fully_shard`` leaves the outermost module gathered after a validation; it is put back into shards first, so that
+    what is kept is always one rank's part.
+    """
+    for child in module.modules():
+        if isinstance(child, FSDPModule):
+            child.reshard()
     for named in (module.named_parameters(), module.named_buffers()):
         for name, tensor in named:
             if not is_lazy(tensor):
@@ -88,7 +96,7 @@ def local(tensor: Tensor) -> Tensor:
 
 def is_sharded(module: nn.Module) -> bool:
     """Tell whether any parameter lives in parts on several ranks."""
-    return any(isinstance(p, DTensor) for p in module.parameters())
+    return any(isinstance(tensor, DTensor) for _, tensor in named_tensors(module))
 
 
 def gather(module: nn.Module, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:

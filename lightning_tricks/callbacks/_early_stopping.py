@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_tricks._base import (
     UserInputError,
     check_choice,
+    check_monitor_early,
     check_range,
     infer_mode,
     log_metrics,
@@ -146,6 +147,8 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
             divergence_threshold=divergence_threshold,
         )
         self.min_delta = min_delta  # Lightning's constructor negates it
+        # Lightning asks for the key at every hook of every step
+        self._state_key = self._generate_state_key(monitor=self.monitor, mode=self.mode)
         self.monitors, self.stop, self.restore_best = monitors, stop, restore_best
         self.start_from, self.min_delta_kind = start_from, min_delta_kind
         self._keeper = BestKeeper(
@@ -157,6 +160,11 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
             folder=dirpath,
         )
         self._reset()
+
+    @property
+    def state_key(self) -> str:
+        """Tell callbacks of this class apart in a checkpoint, by what they monitor."""
+        return self._state_key
 
     @property
     def reason(self) -> EarlyStoppingReason:
@@ -234,7 +242,10 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
             self._fresh.validation_starts(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count what this validation logged."""
+        """Count what this validation logged; after the sanity check, look for misspelt names."""
+        if trainer.sanity_checking and self.strict:
+            for name in self.monitors:
+                check_monitor_early(trainer, name, who="EarlyStopping")
         if self._should_skip_check(trainer):
             return
         self._validated = True

@@ -1,6 +1,6 @@
 """Which monitored values are new, and one number for all ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from lightning.pytorch import Trainer
@@ -13,7 +13,9 @@ class FreshValues:
     """Tells a metric that was logged anew from one that merely still stands in ``trainer.callback_metrics``.
 
     Lightning never clears ``callback_metrics``, but every computation of a metric is a new tensor. We hold the one
-    that was counted last, so that its memory cannot be used again, and compare addresses.
+    that was counted last, so that its memory cannot be used again, and compare addresses. A metric that a validation has
+    logged is from then on read after validation only: every look at ``callback_metrics`` makes Lightning go through
+    all metrics.
 
     Args:
         monitors: names of the metrics to follow.
@@ -22,28 +24,42 @@ class FreshValues:
     def __init__(self, monitors: Sequence[str]) -> None:
         self.monitors = tuple(monitors)
         self.known: set[str] = set()
+        self._of_validation: set[str] = set()
         self._counted: dict[str, Tensor] = {}
         self._before: dict[str, Tensor] = {}
 
     def validation_starts(self, trainer: Trainer) -> None:
         """Note what stands before a validation run."""
+        if self._all_of_validation:
+            self._before = dict(self._counted)
+            return
         metrics = trainer.callback_metrics
         self._before = {name: metrics[name] for name in self.monitors if name in metrics}
 
     def after_validation(self, trainer: Trainer, clock: float = 0.0) -> tuple[list[float | None], float]:
         """Return what this validation run logged (None: nothing), equal on all ranks, and rank zero's clock."""
-        return self._take(trainer, self._before, clock)
+        values, clock = self._take(trainer, self._before, clock)
+        self._of_validation |= {name for name, value in zip(self.monitors, values, strict=True) if value is not None}
+        return values, clock
 
     def after_training(self, trainer: Trainer, clock: float = 0.0) -> tuple[list[float | None], float]:
         """Return what was logged since the last count, equal on all ranks, and rank zero's clock."""
-        return self._take(trainer, self._counted, clock)
+        if self._all_of_validation:
+            return [None] * len(self.monitors), clock
+        return self._take(trainer, self._counted, clock, leave_out=self._of_validation)
 
-    def _take(self, trainer: Trainer, old: dict[str, Tensor], clock: float) -> tuple[list[float | None], float]:
+    @property
+    def _all_of_validation(self) -> bool:
+        return len(self._of_validation) == len(set(self.monitors))  # agreed on by all ranks, as the values are
+
+    def _take(
+        self, trainer: Trainer, old: dict[str, Tensor], clock: float, *, leave_out: Collection[str] = ()
+    ) -> tuple[list[float | None], float]:
         metrics = trainer.callback_metrics
         local: list[Tensor | None] = []
         for name in self.monitors:
             value = metrics.get(name)
-            stale = value is None or (name in old and value.data_ptr() == old[name].data_ptr())
+            stale = value is None or name in leave_out or (name in old and value.data_ptr() == old[name].data_ptr())
             local.append(None if stale else value)
             if value is not None and not stale:
                 self._counted[name] = value

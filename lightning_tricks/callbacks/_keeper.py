@@ -37,11 +37,13 @@ class BestKeeper:
         self.best: Best | None = None
         self._token: str | None = None
         self._last: dict[str, Tensor] | None = None
-        self._in_checkpoints: list[str] = []
+        self.reset()
 
     def reset(self) -> None:
         """Forget the best of an earlier fit."""
-        self.best, self._token, self._in_checkpoints, self._last = None, None, [], None
+        self.best, self._token, self._last = None, None, None
+        self._files: list[str] = []  # written in this fit
+        self._in_checkpoints: list[str] = []
 
     def check(self, trainer: Trainer, module: LightningModule) -> None:
         """Refuse what cannot work, before training starts.
@@ -116,7 +118,7 @@ class BestKeeper:
         entry["tensors"] = None if self.best.tensors is None else weights.gather(module, self.best.tensors)
         checkpoint[self.key] = entry
         if self.best.file is not None:
-            self._in_checkpoints = [*[f for f in self._in_checkpoints if f != self.best.file][-1:], self.best.file]
+            self._in_checkpoints = [*self._in_checkpoints, self.best.file][-2:]
 
     def load(self, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Read from a checkpoint; called on every rank."""
@@ -145,11 +147,18 @@ class BestKeeper:
         # all ranks keep the new best or all keep the old one
         if not trainer.strategy.reduce_boolean_decision(written, all=True):
             return False
-        previous = self.best
         self.best = replace(best, file=str(path), optimizers=None)
-        if writes and previous is not None and previous.file and previous.file not in self._in_checkpoints:
-            Path(previous.file).unlink(missing_ok=True)
+        self._files.append(str(path))
+        if writes:
+            self._tidy()
         return True
+
+    def _tidy(self) -> None:
+        """Delete files that neither the present best nor the last two checkpoints need."""
+        needed = {*self._in_checkpoints, self.best.file if self.best else None}
+        for file in [file for file in self._files if file not in needed]:
+            Path(file).unlink(missing_ok=True)
+            self._files.remove(file)
 
     def _written(self, path: Path, content: dict[str, Any]) -> bool:
         try:

@@ -54,9 +54,9 @@ class NormMonitor(Callback):
             default the module that owns it.
         match: regular expression; layers whose name it does not find are summed up as one.
         updates: measure what the optimizer changes; this holds a copy of the weights during a measured step.
-        find_nonfinite: look in every step whether the gradient became NaN or infinite: on the CPU at the first layer's
-            smallest parameter, whose step is then measured; on other devices at all of them, without waiting. Not
-            done under a loss scaler and for sharded parameters.
+        find_nonfinite: look in every step whether anything became NaN or infinite: on the CPU at the loss, and the
+            first step with a broken one is measured; on other devices at all gradients, without waiting. Not done
+            under a loss scaler and for sharded parameters.
         plot_every_n_epochs: epochs between pictures to the logger, which also gets them at the end; 0 for none.
         worst: how many layers of the largest and of the smallest update ratio go to the logger with the pictures.
         table: kind of the file with all records, or ``None`` for no file.
@@ -80,7 +80,7 @@ class NormMonitor(Callback):
     def __init__(
         self,
         *,
-        every_n_steps: int = 50,
+        every_n_steps: int = 100,
         depth: int | None = None,
         match: str | None = None,
         updates: bool = True,
@@ -135,9 +135,11 @@ class NormMonitor(Callback):
         self._plotted = 0
         self._watching = False
         self._clipping = True
-        self._sentinels: list[int] = []
+        self._alarm = False
+        self._in_step = False
+        self._on_device = False
         self._log_every = 1
-        self._logged = 0
+        self._one_step_per_batch = False
 
     def state_dict(self) -> dict[str, Any]:
         """Return all records so far; plain lists and tensors."""
@@ -211,11 +213,12 @@ class NormMonitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to the optimizers; hooks are the only place between clipping and the update."""
         self._look_at_order = True
+        self._on_device = trainer.strategy.root_device.type != "cpu"
         # Under a loss scaler infinities are everyday; on shards the ranks could disagree about what to measure.
         self._watching = self.find_nonfinite and getattr(trainer.precision_plugin, "scaler", None) is None
         self._clipping = may_change_gradients(trainer, self)
         self._log_every = max(1, getattr(trainer, "log_every_n_steps", 50))
-        self._logged = trainer.global_step // self._log_every
+        self._one_step_per_batch = pl_module.automatic_optimization and len(trainer.optimizers) == 1
         self._counts += [0] * (len(trainer.optimizers) - len(self._counts))
         self._optimizers = {id(optimizer): i for i, optimizer in enumerate(trainer.optimizers)}
         for optimizer in trainer.optimizers:
@@ -225,7 +228,9 @@ class NormMonitor(Callback):
             self._file = NormFile.beside_logger(trainer, kind=self.kind, dirpath=self.dirpath)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Read the order of the layers from the graph, when it is not known."""
+        """See whether the loss is finite, and read the order of the layers from its graph when that is not known."""
+        if self._watching and not self._on_device and not math.isfinite(loss.item()):
+            self._alarm = True
         if not self._look_at_order:
             return
         self._looked = True
@@ -237,7 +242,9 @@ class NormMonitor(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Measure the gradients before clipping."""
-        record = self._due(trainer, optimizer) or self._watch(trainer, optimizer)
+        record = self._due(trainer, optimizer)
+        if record is None and (self._alarm or self._on_device):
+            record = self._watch(trainer, optimizer)
         if record is not None and self._recorder is not None and not record.has_gradients:
             self._recorder.measure_gradients(record)
 
@@ -247,8 +254,12 @@ class NormMonitor(Callback):
         if self._looked:  # the numbers of one batch can be compared, those of two cannot
             self._history.first_use.update(self._uses)
             self._uses, self._look_at_order, self._looked = {}, False, False
-        logged, self._logged = self._logged, trainer.global_step // self._log_every
-        if self._recorder is not None and (self._recorder.is_full or logged != self._logged):
+        self._in_step = False
+        recorder = self._recorder
+        if recorder is None or not recorder.records:
+            return
+        before = recorder.records[0].step // self._log_every
+        if recorder.is_full or trainer.global_step // self._log_every > before:
             self._flush(trainer, write=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -278,16 +289,21 @@ class NormMonitor(Callback):
 
     def _due(self, trainer: Trainer, optimizer: Optimizer) -> Record | None:
         """Return the record of the step that is under way, opened on first sight, or None if it is not measured."""
+        if self._in_step and self._one_step_per_batch:
+            return self._record
         number = self._optimizers.get(id(optimizer))
         if number is None:
             return None
-        at = (trainer.global_step, number)
-        if at != self._at:
-            self._close()
+        if not self._one_step_per_batch:  # the number of the step tells whether it is another one
+            at = (trainer.global_step, number)
+            if at == self._at:
+                return self._record
             self._at = at
-            self._counts[number] += 1
-            if self._is_sampled(self._counts[number]):
-                self._open(trainer, number)
+        self._in_step = True
+        self._close()
+        self._counts[number] += 1
+        if self._is_sampled(self._counts[number]):
+            self._open(trainer, number)
         return self._record
 
     def _is_sampled(self, count: int) -> bool:
@@ -295,13 +311,13 @@ class NormMonitor(Callback):
         return count % self.every_n_steps == 0 or (count < self.every_n_steps and count & (count - 1) == 0)
 
     def _watch(self, trainer: Trainer, optimizer: Optimizer) -> Record | None:
-        """Look for a first non-finite gradient between two measured steps; on the CPU, measure the step that has it."""
+        """Between two measured steps, look for gradients that broke; measure the step whose loss is broken already."""
         recorder = self._recorder
         if not self._watching or recorder is None or (number := self._optimizers.get(id(optimizer))) is None:
             return None
         if recorder.device.type != "cpu":
             recorder.watch(trainer.global_step, self._members[number])
-        elif recorder.looks_broken(self._sentinels[number]):
+        elif self._alarm:
             self._watching = False
             self._open(trainer, number)
             if self._record is not None:  # too late to measure after clipping
@@ -332,7 +348,6 @@ class NormMonitor(Callback):
             self._look_at_order = True
         self._trained = trained
         self._members = members_of(parameters, trainer.optimizers)
-        self._sentinels = [recorder.sentinel(members, self._history.first_use) for members in self._members]
         return recorder
 
     @staticmethod

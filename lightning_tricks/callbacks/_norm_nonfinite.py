@@ -33,14 +33,12 @@ def where_it_began(
 ) -> str:
     """Return the layer in which something non-finite began.
 
-    Weights: the first broken layer in forward order. Gradients flow backward, so there it is the last broken layer;
-    where that is the last layer of all, the gradient came broken from the loss.
+    Gradients flow backward and break the weights that they update, so it is the last broken layer in forward order;
+    where that is the last layer of all, and not the only one, the gradient came broken from the loss.
     """
     order = in_forward_order(with_gradient, first_use)
-    if quantity == "weight":
-        return min(broken, key=lambda name: order.index(name) if name in order else len(order))
-    last = max(broken, key=order.index)
-    return LOSS if last == order[-1] else last
+    last = max(broken, key=lambda name: order.index(name) if name in order else -1)
+    return LOSS if last == order[-1] and (len(broken) > 1 or quantity == "gradient") else last
 
 
 def nonfinite_message(step: int, layer: str, quantity: str) -> str:
@@ -50,7 +48,9 @@ def nonfinite_message(step: int, layer: str, quantity: str) -> str:
     elif quantity == "gradient":
         where = f"it began in layer {layer!r}: look for a division or a root of zero in it or right after it"
     else:
-        where = f"it is in layer {layer!r}: the update before broke it"
+        where = (
+            f"it is in layer {layer!r}: the update before broke it, so look for 0/0 or sqrt(0) in it or right after it"
+        )
     return (
         f"NormMonitor saw the first {quantity} that is NaN or infinite in optimizer step {step}; {where}. "
         "A lower learning rate or gradient clipping helps against growth, not against 0/0."

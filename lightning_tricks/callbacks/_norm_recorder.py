@@ -1,14 +1,13 @@
 """Measures one optimizer step at a time into a ring on the device."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from lightning_tricks.callbacks._forward_order import in_forward_order
 from lightning_tricks.callbacks._norm_history import (
     BAD_GRADIENTS,
     BAD_WEIGHTS,
@@ -24,7 +23,6 @@ from lightning_tricks.callbacks._norm_measure import (
     local_part,
     squared_norms,
     sum_dtype,
-    values_of,
 )
 
 
@@ -133,20 +131,6 @@ class NormRecorder:
         record.copies = {}
         if not record.at_update:
             self.measure_weights(record)
-
-    def sentinel(self, members: list[int], first_use: Mapping[str, int]) -> int:
-        """Return the parameter to which most broken gradients come: the smallest one of the first trained layer."""
-        trained = [i for i in members if self.parameters[i].requires_grad] or members
-        order = in_forward_order({self.layers[self.layer_of[i]]: None for i in trained}, first_use)
-        first = [i for i in trained if self.layers[self.layer_of[i]] == order[0]] if order else [0]
-        return min(first, key=lambda i: self.parameters[i].numel())
-
-    def looks_broken(self, sentinel: int) -> bool:
-        """Tell whether one gradient holds a NaN or an infinity; on the CPU nothing has to be waited for."""
-        gradient = self.parameters[sentinel].grad
-        if gradient is None:
-            return False
-        return not math.isfinite((gradient if gradient.layout == torch.strided else values_of(gradient)).sum().item())
 
     @torch.no_grad()
     def watch(self, step: int, members: list[int]) -> None:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from lightning_tricks._base import UserInputError
 
-# Values per piece on the CPU: gradient, weight and its sign stay in the second-level cache while three passes run.
-_PIECE = 32_768
+# Values per piece on the CPU: a weight's sign stays in the second-level cache between its two passes.
+_PIECE = 65_536
 
 
 def add_penalty_gradient(weights: Sequence[Tensor], gradients: Sequence[Tensor], l1: float, l2: float) -> None:
@@ -22,22 +22,27 @@ def add_penalty_gradient(weights: Sequence[Tensor], gradients: Sequence[Tensor],
     """
     if not weights:
         return
-    if weights[0].device.type != "cpu":
-        if l2:
-            torch._foreach_add_(list(gradients), list(weights), alpha=2 * l2)
-        if l1:
-            torch._foreach_add_(list(gradients), torch._foreach_sign(list(weights)), alpha=l1)
-        return
+    if l2:
+        torch._foreach_add_(list(gradients), list(weights), alpha=2 * l2)
+    if l1 and weights[0].device.type != "cpu":
+        torch._foreach_add_(list(gradients), torch._foreach_sign(list(weights)), alpha=l1)
+    elif l1:
+        _add_signs(weights, gradients, l1)
+
+
+def _add_signs(weights: Sequence[Tensor], gradients: Sequence[Tensor], l1: float) -> None:
+    buffers: dict[torch.dtype, Tensor] = {}
     for weight, gradient in _pieces(weights, gradients):
-        if l2:
-            gradient.add_(weight, alpha=2 * l2)
-        if l1:
+        if weight.ndim == 1 and weight.numel() <= _PIECE:
+            buffer = buffers.setdefault(weight.dtype, weight.new_empty(_PIECE))[: weight.numel()]
+            gradient.add_(torch.sign(weight, out=buffer), alpha=l1)
+        else:
             gradient.add_(weight.sign(), alpha=l1)
 
 
 def _pieces(weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     for weight, gradient in zip(weights, gradients, strict=True):
-        if weight.numel() > _PIECE and weight.is_contiguous() and gradient.is_contiguous():
+        if weight.is_contiguous() and gradient.is_contiguous():
             yield from zip(torch.split(weight.view(-1), _PIECE), torch.split(gradient.view(-1), _PIECE), strict=True)
         else:
             yield weight, gradient

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_tricks._base import (
     UserInputError,
     check_choice,
+    check_monitor_early,
     check_range,
     infer_mode,
     warn_once,
@@ -137,6 +138,8 @@ class ReduceLROnPlateau(Callback):
             smooth=smooth,
             window=smooth_window,
         )
+        # Lightning asks for the key at every hook of every step
+        self._state_key = self._generate_state_key(monitor=self.monitor, mode=self.mode)
         self._reducer = Reducer(factor, min_lr, eps)
         self._keeper = BestKeeper(
             "ReduceLROnPlateau",
@@ -151,7 +154,7 @@ class ReduceLROnPlateau(Callback):
     @property
     def state_key(self) -> str:
         """Tell callbacks of this class apart in a checkpoint, by what they monitor."""
-        return self._generate_state_key(monitor=self.monitor, mode=self.mode)
+        return self._state_key
 
     def simulate(self, values: Iterable[float], *, lr: float = 1.0) -> list[float]:
         """Return the learning rate after each value of a given curve.
@@ -209,7 +212,9 @@ class ReduceLROnPlateau(Callback):
             self._fresh.validation_starts(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count what this validation logged."""
+        """Count what this validation logged; after the sanity check, look for a misspelt name."""
+        if trainer.sanity_checking and self.strict:
+            check_monitor_early(trainer, self.monitor, who="ReduceLROnPlateau")
         self.observe(trainer, pl_module, "validation")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -171,16 +171,19 @@ def _with_signal(example: Tensor) -> Tensor:
 
 def _give_memory(model: nn.Module, seed: int) -> None:
     """Replace meta parameters by real ones with their module's own default initialisation."""
+    without = []
     for name, module in model.named_modules():
-        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        if not any(t.is_meta for t in own):
+        if not any(t.is_meta for t in (*module.parameters(recurse=False), *module.buffers(recurse=False))):
             continue
+        module.to_empty(device="cpu", recurse=False)
         reset = getattr(module, "reset_parameters", None)
         if reset is None:
-            raise UserInputError(
-                f"every module with parameters on the meta device must define reset_parameters(), but {name!r} "
-                f"({type(module).__name__}) does not. Define it, or make the module on a real device."
-            )
-        module.to_empty(device="cpu", recurse=False)
+            without.append(f"{name!r} ({type(module).__name__})")
+            continue
         with isolated_rng(seed):
             reset()
+    if without:  # only now: while anything has no memory, Lightning's teardown would hide this message
+        raise UserInputError(
+            "every module with parameters on the meta device must define reset_parameters(), but "
+            f"{', '.join(without)} does not. Define it, or make the module on a real device."
+        )

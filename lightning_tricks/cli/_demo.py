@@ -221,9 +221,7 @@ def _results(scores: Sequence[Score], samples: int) -> Section:
 
 def _data(data: ImageDataModule) -> Section:
     sizes = ", ".join(f"{len(rows)} {name}" for name, rows in data.parts.items())
-    note = (
-        f"Handwritten digits of 8 × 8 pixels, split by class: {sizes}. Training sees a new version of each every epoch."
-    )
+    note = f"Handwritten digits of 8 by 8 pixels, split by class: {sizes}. Training sees each anew every epoch."
     return Section("Data", [Text(note), Picture(data.show_batch(), "Training pictures before and after augmentation.")])
 
 

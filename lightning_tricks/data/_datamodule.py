@@ -19,6 +19,7 @@ from lightning_tricks.data._loading import BatchKeys, Part, Source, make_loader,
 
 Split = Sequence[float] | Mapping[str, Sequence[int]]
 SplitBy = Literal["auto", "class", "random", "group", "time"]
+MANY = 20  # classes, above which only the smallest and largest count is said
 NAMES = ("train", "val", "test")
 _ARGUMENT = {"time": "time=...", "group": "groups=..."}
 
@@ -134,6 +135,10 @@ class SplitDataModule(LightningDataModule):
             generator=torch.Generator().manual_seed(self.seed % 2**63),
         )
 
+    def teardown(self, stage: str) -> None:
+        """Forget the checkpoint; the parts stay, so that a test after a fit splits and fits nothing anew."""
+        self._restored = {}
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run is compared with."""
         return {"seed": self.seed, "parts": self.fingerprint()} if self.parts else {}
@@ -147,13 +152,16 @@ class SplitDataModule(LightningDataModule):
 
     def describe(self) -> str:
         """Return the sizes of the parts and, if there are classes, the counts of each."""
-        labels = self._labels()
-        names = self._class_names()
         lines = [f"{type(self).__name__}: " + ", ".join(f"{name} {len(p)}" for name, p in self._ready().items())]
-        if labels is not None and len(names) <= 20:
-            for name, part in self.parts.items():
-                counts = torch.bincount(labels[torch.as_tensor(part.rows)], minlength=len(names)).tolist()
-                lines.append(f"  {name}  " + ", ".join(f"{c}: {n}" for c, n in zip(names, counts, strict=False)))
+        labels, names = self._labels(), self._class_names()
+        if labels is None:
+            return lines[0]
+        for name, part in self.parts.items():
+            counts = torch.bincount(labels[torch.as_tensor(part.rows)], minlength=len(names)).tolist()
+            said = ", ".join(f"{c}: {n}" for c, n in zip(names, counts, strict=False))
+            if len(names) > MANY:
+                said = f"{min(counts)} to {max(counts)} samples of each of {len(names)} classes"
+            lines.append(f"  {name}  {said}")
         return "\n".join(lines)
 
     def fingerprint(self) -> dict[str, str]:

@@ -132,6 +132,7 @@ class ImageDataModule(SplitDataModule):
         self.augment: BatchAugment | None = None
         self.log_batch = log_batch
         self._batch_is_logged = False
+        self._prepares: dict[bool, Prepare] = {}  # by whether they augment
         self.mean = torch.empty(0)
         self.std = torch.empty(0)
 
@@ -282,9 +283,10 @@ class ImageDataModule(SplitDataModule):
         return plot_image_rows(lines, [self.classes[label] for label in labels.tolist()])
 
     def teardown(self, stage: str) -> None:
-        """Be ready for another fit."""
+        """Be ready for another fit, whose batch is logged again."""
         if stage == "fit":
             self._batch_is_logged = False
+        super().teardown(stage)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run is compared with, and whether the picture of a batch was logged."""
@@ -318,6 +320,7 @@ class ImageDataModule(SplitDataModule):
         return self._images.given
 
     def _fit(self, source: Source, train: Sequence[int]) -> Source:
+        self._prepares = {}
         first, _ = source.read(train[:1], 0)
         channels = first.shape[1]
         ready = first.dtype != torch.uint8
@@ -370,10 +373,12 @@ class ImageDataModule(SplitDataModule):
 
     def _prepare(self, augment: BatchAugment | None) -> Prepare:
         self._ready()
-        if augment is not None:
-            mean, std = self.mean.tolist(), self.std.tolist()
-            augment = augment.with_defaults(mean=mean, std=std, num_classes=self.num_classes)
-        return Prepare(self.mean, self.std, augment)
+        if (augment is not None) not in self._prepares:
+            if augment is not None:
+                mean, std = self.mean.tolist(), self.std.tolist()
+                augment = augment.with_defaults(mean=mean, std=std, num_classes=self.num_classes)
+            self._prepares[augment is not None] = Prepare(self.mean, self.std, augment)
+        return self._prepares[augment is not None]
 
     def _place(self) -> str:
         asked = [self._where, "auto" if self.augment is None else self.augment.where]

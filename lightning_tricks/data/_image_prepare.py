@@ -24,13 +24,19 @@ class Prepare:
         self.mean = mean
         self.std = std
         self.augment = augment
+        self._on: dict[torch.device, tuple[Tensor, Tensor]] = {}  # a copy to the device in every step would wait
 
     def scale(self, images: Tensor) -> Tensor:
         """Return ``(B, C, H, W)`` standardised floats; pictures that are floats already come back as they are."""
         if images.dtype != torch.uint8:
             return images
-        scale = (1 / (255 * self.std)).view(-1, 1, 1).to(images.device)
-        shift = (-self.mean / self.std).view(-1, 1, 1).to(images.device)
+        if images.device not in self._on:
+            factors = (1 / (255 * self.std), -self.mean / self.std)
+            self._on[images.device] = (
+                factors[0].view(-1, 1, 1).to(images.device),
+                factors[1].view(-1, 1, 1).to(images.device),
+            )
+        scale, shift = self._on[images.device]
         return images.float().mul_(scale).add_(shift)
 
     def __call__(self, images: Tensor, labels: Tensor, index: Tensor, epoch: Tensor | int) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """Findings: what is wrong with a run, where, and the cure; and the page that shows them."""
 
+from lightning_tricks.diagnosis._check import check as check
 from lightning_tricks.diagnosis._finding import Finding as Finding
 from lightning_tricks.diagnosis._finding import Severity as Severity
 from lightning_tricks.diagnosis._html import Cell as Cell
@@ -9,3 +10,4 @@ from lightning_tricks.diagnosis._html import Table as Table
 from lightning_tricks.diagnosis._html import Text as Text
 from lightning_tricks.diagnosis._html import html_report as html_report
 from lightning_tricks.diagnosis._html import write_atomically as write_atomically
+from lightning_tricks.diagnosis._report import Report as Report

@@ -1,5 +1,6 @@
 """Data in, ``matplotlib.figure.Figure`` out. Nothing here shows or saves a picture, or touches pyplot's state."""
 
+from lightning_tricks.plots._augment import plot_augmented as plot_augmented
 from lightning_tricks.plots._confusion import confusion_matrix as confusion_matrix
 from lightning_tricks.plots._curves import learning_curves as learning_curves
 from lightning_tricks.plots._data import plot_image_rows as plot_image_rows
@@ -9,10 +10,13 @@ from lightning_tricks.plots._norms import plot_activations as plot_activations
 from lightning_tricks.plots._norms import plot_gradient_norms as plot_gradient_norms
 from lightning_tricks.plots._norms import plot_update_ratios as plot_update_ratios
 from lightning_tricks.plots._norms import plot_weight_norms as plot_weight_norms
+from lightning_tricks.plots._plateau import plot_simulation as plot_simulation
 from lightning_tricks.plots._search import parallel_coordinates as parallel_coordinates
 from lightning_tricks.plots._search import search_importance as search_importance
 from lightning_tricks.plots._search import search_points as search_points
 from lightning_tricks.plots._search import search_progress as search_progress
+from lightning_tricks.plots._style import COLORS as COLORS
+from lightning_tricks.plots._style import DASHES as DASHES
 from lightning_tricks.plots._style import new_figure as new_figure
 from lightning_tricks.plots._uncertainty import convergence_plot as convergence_plot
 from lightning_tricks.plots._uncertainty import most_uncertain_pictures as most_uncertain_pictures

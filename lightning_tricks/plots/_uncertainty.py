@@ -194,7 +194,8 @@ def convergence_plot(
     Args:
         samples: ``(S, N)``: S passes, at least 2, of one number for each of N rows, or ``(S,)`` for a single one.
         name: what the number is, with its unit.
-        count: rows to draw, spread evenly over the spread of their passes, the steadiest and the wildest among them.
+        count: rows to draw at most, from the one with the smallest standard error to the one with the largest, evenly
+            spaced in between.
         tolerance: draw the pass after which every row's standard error stays at or below this.
 
     Raises:
@@ -215,8 +216,7 @@ def convergence_plot(
     mean = np.cumsum(passes - start, axis=0) / seen
     squares = np.cumsum((passes - start) ** 2, axis=0) / seen - mean**2
     error = np.sqrt(np.maximum(squares, 0) / np.maximum(seen - 1, 1))  # std / sqrt(S), ddof 1
-    order = np.argsort(error[-1])
-    chosen = np.unique(order[np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)])
+    chosen = _spread_out(error[-1], count)
     figure, ax = new_figure()
     for i, row in enumerate(chosen):
         line, spread = mean[1:, row] + start[row], error[1:, row]
@@ -288,6 +288,14 @@ def regression_band(
     ax.set(xlabel="input", ylabel="target")
     ax.legend(fontsize=8, frameon=False)
     return figure
+
+
+def _spread_out(values: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
+    """Return up to ``count`` positions whose values are evenly spaced from the smallest to the largest."""
+    if count >= len(values):
+        return np.arange(len(values))
+    wanted = np.linspace(values.max(), values.min(), count)
+    return np.unique(np.abs(values[:, None] - wanted).argmin(axis=0))
 
 
 def _names(labels: Sequence[str], count: int) -> Sequence[str]:

@@ -148,6 +148,11 @@ def _gather(
     trainer: Trainer, scores: dict[str, float], rows: list[int], predictions: Predictions | None
 ) -> tuple[dict[str, float], list[int], Predictions | None]:
     """Put together what the ranks have: rank ``r`` predicted every ``world_size``-th row from ``r`` on."""
+    if (trainer.distributed_sampler_kwargs or {}).get("num_replicas") != trainer.world_size:
+        raise UserInputError(
+            "cross_validate puts together the predictions of ranks that have their own rows, but here several ranks "
+            "share a model. Use strategy='ddp', or one device."
+        )
     everything: list[Any] = [None] * trainer.world_size
     torch.distributed.all_gather_object(everything, (scores, predictions))
     agreed = {name: sum(other[name] for other, _ in everything) / len(everything) for name in scores}

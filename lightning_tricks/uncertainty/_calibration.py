@@ -61,9 +61,10 @@ class TemperatureScaling:
                 f"{tuple(probs.shape)} and {tuple(target.shape)}."
             )
         check_probabilities(probs)
+        probs, target = probs.detach().cpu().double(), target.cpu()  # Apple's GPUs have no double precision
 
         def loss(log_temperature: float) -> float:
-            scaled = cls(math.exp(log_temperature))(probs.double())
+            scaled = cls(math.exp(log_temperature))(probs)
             mean = scaled.mean(dim=0) if scaled.ndim == 3 else scaled
             tiny = torch.finfo(torch.float64).tiny
             return -mean.gather(-1, target.unsqueeze(-1)).clamp_min(tiny).log().mean().item()
@@ -114,7 +115,7 @@ class SpreadScaling:
         """
         if not target.numel() or not bool((std > 0).all()):
             raise UserInputError("expected at least one row, and standard deviations above 0 without NaN.")
-        return cls(((target - mean) / std).double().square().mean().sqrt().item())
+        return cls(((target - mean) / std).detach().cpu().double().square().mean().sqrt().item())
 
     def __call__(self, std: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return scaled standard deviations."""
@@ -233,7 +234,7 @@ class ConformalSet:
 
 
 def _set_scores(probs: Tensor, score: str) -> Tensor:
-    probs = probs.double()
+    probs = as_float(probs)
     if score == "threshold":
         return 1 - probs
     ordered, order = probs.sort(dim=1, descending=True, stable=True)
@@ -243,7 +244,7 @@ def _set_scores(probs: Tensor, score: str) -> Tensor:
 def _conformal_radius(scores: Tensor, level: float) -> float:
     """The ceil((n + 1) level)-th smallest score: a fresh one is at most that with probability ``level``."""
     check_range("level", level, low=0, high=1, open_low=True, open_high=True)
-    scores = scores.flatten().double()
+    scores = scores.detach().flatten().cpu().double()
     if bool(scores.isnan().any()):
         raise UserInputError("calibration predictions and targets must not hold NaN.")
     rank = math.ceil((len(scores) + 1) * level - 1e-9)  # 0.9 * 10 is 9.000000000000002 for a float

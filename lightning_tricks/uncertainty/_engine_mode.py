@@ -6,11 +6,30 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from lightning_tricks.uncertainty._engine_draws import Draws
 from lightning_tricks.uncertainty._engine_tape import PrefixTape
+
+# What autocast runs in low precision. functorch's rules for batched tensors come before autocast's and pass it by.
+_LOW_PRECISION = frozenset(
+    (F.linear, F.conv1d, F.conv2d, F.conv3d, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, torch.baddbmm)
+)
+
+
+def _autocast(args: Any, kwargs: Any) -> Any:
+    device = args[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return args, kwargs
+    dtype = torch.get_autocast_dtype(device)
+
+    def lower(x: Any) -> Any:
+        return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+    return tree_map(lower, (args, kwargs))
 
 
 @dataclass(frozen=True)
@@ -109,6 +128,8 @@ class StochasticMode(TorchFunctionMode):
 
     def plain(self, func: Any, *args: Any, **kwargs: Any) -> Any:
         """Make a call that draws nothing."""
+        if self.draws.how == "vmap" and func in _LOW_PRECISION:
+            args, kwargs = _autocast(args, kwargs)
         return func(*args, **kwargs) if self.tape is None else self.tape.run(func, args, kwargs)
 
     def keep(self, site: str, p: float, shape: Sequence[int], like: Tensor) -> Tensor:

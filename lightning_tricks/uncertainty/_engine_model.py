@@ -172,21 +172,21 @@ def inserted(model: nn.Module, passes: Passes, where: Mapping[tuple[str, bool], 
     with ExitStack() as stack:
         for (name, before), p in where.items():
             module = model.get_submodule(name)
-            hook = _drop_before(passes, p) if before else _drop_after(passes, p)
+            hook = _drop_before(passes, p, name) if before else _drop_after(passes, p, name)
             register = module.register_forward_pre_hook if before else module.register_forward_hook
             stack.callback(register(hook).remove)
         yield
 
 
-def _drop_before(passes: Passes, p: float) -> Callable[..., Any]:
+def _drop_before(passes: Passes, p: float, name: str) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (passes.drop(args[0], p), *args[1:])
+        return (passes.drop(args[0], p, name), *args[1:])
 
     return hook
 
 
-def _drop_after(passes: Passes, p: float) -> Callable[..., Any]:
+def _drop_after(passes: Passes, p: float, name: str) -> Callable[..., Any]:
     def hook(module: nn.Module, args: Any, out: Any) -> Any:
-        return passes.drop(out, p)
+        return passes.drop(out, p, name)
 
     return hook

@@ -131,13 +131,17 @@ class Passes:
             return self.repeat(batch, samples)
         return self.vmap(batch, samples, tape, lift=engine == "lifted")
 
-    def drop(self, x: Tensor, p: float) -> Tensor:
-        """Drop out ``x`` at a place where the net itself has no dropout."""
+    def drop(self, x: Tensor, p: float, place: str) -> Tensor:
+        """Drop out ``x`` at a place, named after a module, where the net itself has no dropout."""
         mode = self.mode
         if mode is None:
             raise AssertionError("the hooks live only while a pass runs")
-        with torch._C.DisableTorchFunction():
-            return drop(mode, x, p, kind="inserted dropout", inserted=True)
+        self.book.stack.append(place)
+        try:
+            with torch._C.DisableTorchFunction():
+                return drop(mode, x, p, kind="inserted dropout", inserted=True)
+        finally:
+            self.book.stack.pop()
 
     def _inputs(self, batch: Batch, tape: PrefixTape | None) -> Any:
         """Return the inputs of a pass: a copy, because nets may overwrite them; the same copy for a whole tape."""

@@ -199,10 +199,10 @@ class Planner:
 
 
 def distance(one: Any, other: Any) -> float:
-    """Return the largest difference, relative to the size of the numbers; NaN equals NaN."""
+    """Return the largest difference, relative to the size of the numbers; infinite for another shape or type."""
     worst = 0.0
     for a, b in zip(tree_leaves(one), tree_leaves(other), strict=True):
-        if a.shape != b.shape:
+        if a.shape != b.shape or a.dtype != b.dtype:
             return float("inf")
         a, b = a.detach().double(), b.detach().double()
         if not a.numel():

@@ -116,7 +116,9 @@ def variation_ratio(probs: Float[Tensor, "S B *out"], *, class_dim: int | None =
         Freeman, "Elementary applied statistics" (1965); Gal, "Uncertainty in deep learning" (2016), section 3.3.1.
     """
     probs = _checked(probs, class_dim)
-    return vote_ratio(votes(probs, class_dim), len(probs), _without_samples(probs, class_dim))
+    dim = _without_samples(probs, class_dim)
+    ratio = vote_ratio(votes(probs, class_dim), len(probs), dim)
+    return torch.where(entropy(probs.mean(dim=0), dim).isnan(), torch.nan, ratio)
 
 
 def monte_carlo_error(samples: Float[Tensor, "S B *out"]) -> Float[Tensor, "B *out"]:

@@ -15,7 +15,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from lightning_tricks._base import UserInputError, check_range
 from lightning_tricks.uncertainty import _metrics_selective as selective
-from lightning_tricks.uncertainty._measures import check_probabilities
+from lightning_tricks.uncertainty._measures import as_float, check_probabilities
 from lightning_tricks.uncertainty._metrics_calibration import expected_calibration_error
 from lightning_tricks.uncertainty._metrics_regression import inside_interval
 
@@ -63,16 +63,16 @@ class _MeanOverRows(Metric, ABC):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("total", default=torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("total", default=torch.zeros(()), dist_reduce_fx="sum")
         self.add_state("count", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def _add(self, values: Tensor) -> None:
-        self.total = self.total + values.detach().double().sum()
+        self.total = self.total + values.detach().sum()
         self.count = self.count + values.numel()
 
     def compute(self) -> Tensor:
         """Return the mean over all rows of all processes; NaN if there was none."""
-        return (self.total / self.count).float()
+        return self.total / self.count
 
 
 class AdaptiveCalibrationError(_Rows):
@@ -264,7 +264,7 @@ class IntervalCoverage(_MeanOverRows):
 
     def update(self, low: Tensor, high: Tensor, target: Tensor) -> None:
         """Add intervals and observed values of one shape."""
-        inside = inside_interval(low, high, target).double()
+        inside = inside_interval(low, high, target).float()
         self._add(torch.where(low.isnan() | high.isnan() | target.isnan(), torch.nan, inside))
 
 
@@ -286,9 +286,9 @@ class IntervalWidth(_MeanOverRows):
 
 
 def _class_probabilities(probs: Tensor, target: Tensor) -> Tensor:
-    """Return ``(B, C, ...)`` in double precision for ``target (B, ...)``."""
+    """Return ``(B, C, ...)`` for ``target (B, ...)``."""
     check_probabilities(probs)
-    probs = probs.detach().double()
+    probs = as_float(probs.detach())
     if probs.shape == target.shape:
         return torch.stack([1 - probs, probs], dim=1)
     if probs.ndim == target.ndim + 1 and probs.shape[:1] + probs.shape[2:] == target.shape:

@@ -12,7 +12,7 @@ from lightning_tricks._base import UserInputError, check_choice, check_range
 
 @dataclass(frozen=True)
 class CalibrationBins:
-    """What a reliability diagram shows.
+    """What a reliability diagram shows; all on the CPU.
 
     Attributes:
         edges: ends of the bins, ``(bins + 1,)``.
@@ -53,19 +53,19 @@ def calibration_bins(
     """
     check_range("bins", bins, low=1)
     check_choice("binning", binning, ["width", "count"])
-    confidence, right = confidence.flatten(), correct.flatten()
+    confidence, right = confidence.detach().flatten().cpu(), correct.flatten().cpu()
     if not len(confidence):
         raise UserInputError("expected at least one answer, but got none.")
     if bool(confidence.isnan().any()) or bool(((confidence < 0) | (confidence > 1 + 1e-3)).any()):
         raise UserInputError("confidence must be between 0 and 1 without NaN. Take the largest mean probability.")
     if binning == "width":
-        edges = torch.linspace(0, 1, bins + 1, dtype=confidence.dtype, device=confidence.device)
+        edges = torch.linspace(0, 1, bins + 1, dtype=confidence.dtype)
         group = (torch.bucketize(confidence, edges) - 1).clamp(0, bins - 1)
     else:
         ordered, order = confidence.sort()
-        cuts = torch.arange(bins + 1, device=confidence.device) * len(confidence) // bins
+        cuts = torch.arange(bins + 1) * len(confidence) // bins
         group = torch.empty_like(order)
-        group[order] = torch.bucketize(torch.arange(len(order), device=order.device), cuts[1:-1], right=True)
+        group[order] = torch.bucketize(torch.arange(len(order)), cuts[1:-1], right=True)
         edges = torch.cat([ordered[cuts[:-1].clamp_max(len(ordered) - 1)], ordered[-1:]])
     return _grouped(edges, group, confidence, right)
 

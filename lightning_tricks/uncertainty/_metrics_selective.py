@@ -36,8 +36,8 @@ def risk_coverage(
         Geifman & El-Yaniv, "Selective classification for deep neural networks" (2017).
     """
     errors = _errors_kept(confidence, error)
-    kept = torch.arange(1, len(errors) + 1, device=errors.device)
-    return (kept / len(errors)).float(), (errors / kept).float()
+    kept = torch.arange(1, len(errors) + 1)
+    return (kept / len(errors)).float().to(confidence.device), (errors / kept).float().to(confidence.device)
 
 
 def aurc(
@@ -56,7 +56,7 @@ def aurc(
         >>> aurc(torch.tensor([0.9, 0.8, 0.4]), torch.tensor([False, False, True]))
         tensor(0.1111)
     """
-    return risk_coverage(confidence, error)[1].double().mean().float()
+    return risk_coverage(confidence, error)[1].mean()
 
 
 def excess_aurc(
@@ -101,7 +101,7 @@ def augrc(
         Traub et al., "Overcoming common flaws in the evaluation of selective classification systems" (2024).
     """
     errors = _errors_kept(confidence, error)
-    return (errors.mean() / len(errors)).float()
+    return (errors.mean() / len(errors)).float().to(confidence.device)
 
 
 def coverage_at_risk(
@@ -178,17 +178,19 @@ def uncertainty_auroc(uncertainty: Float[Tensor, "*shape"], positive: Bool[Tenso
         >>> uncertainty_auroc(torch.tensor([0.1, 2.0, 0.3]), torch.tensor([False, True, False]))
         tensor(1.)
     """
-    uncertainty, positive = uncertainty.flatten(), positive.flatten()
+    device = uncertainty.device
+    uncertainty, positive = uncertainty.detach().flatten().cpu(), positive.flatten().cpu()
     _check_no_nan("uncertainty", uncertainty)
     if bool(positive.all()) or not bool(positive.any()):
-        return torch.full((), torch.nan, device=uncertainty.device)
+        return torch.full((), torch.nan, device=device)
     # Ranks in place of values: torchmetrics takes what lies outside [0, 1] for logits.
-    return binary_auroc(_dense_rank(uncertainty).double() / len(uncertainty), positive.long()).float()
+    return binary_auroc(_dense_rank(uncertainty).double() / len(uncertainty), positive.long()).float().to(device)
 
 
 def _errors_kept(confidence: Tensor, error: Tensor) -> Tensor:
-    """Expected sum of errors among the k most certain answers, k = 1 … n, over random orders of ties; float64."""
-    confidence, error = confidence.flatten(), error.flatten().double()
+    """Expected sum of errors among the k most certain answers, k = 1 … n, over random orders of ties."""
+    # On the CPU, because Apple's GPUs have no double precision.
+    confidence, error = confidence.detach().flatten().cpu(), error.detach().flatten().cpu().double()
     if not len(confidence):
         raise UserInputError("expected at least one answer, but got none.")
     _check_no_nan("confidence", confidence)

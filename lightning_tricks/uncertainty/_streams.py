@@ -200,7 +200,7 @@ class SampleStream:
             "entropy": total,
             "expected_entropy": expected,
             "mutual_info": information.clamp_min(0),  # rounding
-            "variation_ratio": vote_ratio(self._votes, self.count, dim),
+            "variation_ratio": torch.where(total.isnan(), torch.nan, vote_ratio(self._votes, self.count, dim)),
         }
 
     def _raw(self) -> dict[str, Tensor]:

@@ -151,6 +151,11 @@ class BatchAugment:
             UserInputError: if shapes or dtypes do not fit, or a target cannot follow (boxes under MixUp, for instance).
         """
         check_batch(batch, plan)
+        if normalized and self.mean is None and not all(isinstance(op, GeometricOp) for op in self.ops):
+            raise UserInputError(
+                "operations on colours need the mean and std that the pictures were normalised with: give them to "
+                "BatchAugment, or keep to flips, shifts, rotations and the like."
+            )
         moves = [step for step in plan.steps if not isinstance(step[0], MixOp)]
         mixes = [step for step in plan.steps if isinstance(step[0], MixOp)]
         with torch.no_grad(), _full_precision(batch.images.device.type):
@@ -226,7 +231,7 @@ def _run(images: Tensor, stages: Sequence[Stage], space: Space, out: Tensor) -> 
         images, owned = out.copy_(images), True
     for i, stage in enumerate(stages):
         if not stage.copies and not (owned and images.dtype == torch.float32):
-            images = images.to(torch.float32, copy=True)
+            images = images.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         owned = True
         images = stage.run(images, space, out if i == last else None)
         space = stage.to or space

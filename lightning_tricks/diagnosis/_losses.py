@@ -1,0 +1,101 @@
+"""Sees which loss a training step calls, with what: no guessing from class names."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_LOSSES = {
+    getattr(F, name): name
+    for name in (
+        "cross_entropy",
+        "nll_loss",
+        "binary_cross_entropy",
+        "binary_cross_entropy_with_logits",
+        "mse_loss",
+        "l1_loss",
+        "smooth_l1_loss",
+        "huber_loss",
+    )
+}
+
+
+@dataclass(frozen=True)
+class LossCall:
+    """One call of a loss function of ``torch.nn.functional``.
+
+    Args:
+        name: of the function.
+        prediction: its first argument.
+        target: its second argument.
+        is_sum: whether it sums instead of averaging.
+        ignore_index: label that does not count.
+        last_operation: name of the operation that made the prediction.
+    """
+
+    name: str
+    prediction: Tensor
+    target: Tensor
+    is_sum: bool = False
+    ignore_index: int = -100
+    last_operation: str = ""
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of a classification loss (2 for a binary one), else 0."""
+        if self.name in ("cross_entropy", "nll_loss"):
+            return self.prediction.shape[1] if self.prediction.ndim > 1 else self.prediction.shape[0]
+        return 2 if self.name.startswith("binary") else 0
+
+    def made_by(self, *operations: str) -> bool:
+        """Tell whether one of the named operations made the prediction."""
+        return any(operation.lower() in self.last_operation.lower() for operation in operations)
+
+    def each_loss(self) -> Tensor | None:
+        """Return the loss of every single value, ``(N,)``, or None if it cannot be had."""
+        function = getattr(F, self.name)
+        options = {"ignore_index": self.ignore_index} if self.name in ("cross_entropy", "nll_loss") else {}
+        try:
+            each: Tensor = function(self.prediction.detach(), self.target.detach(), reduction="none", **options)
+        except (RuntimeError, ValueError, IndexError):
+            return None
+        return each.flatten().double()
+
+
+class LossSpy(TorchFunctionMode):
+    """Keeps every call of a loss function that is made while it is active.
+
+    Example:
+        >>> import torch
+        >>> with LossSpy() as spy:
+        ...     _ = torch.nn.MSELoss()(torch.zeros(3), torch.ones(3))
+        >>> spy.calls[0].name
+        'mse_loss'
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[LossCall] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        name = _LOSSES.get(func)
+        if name is not None:
+            given = dict(zip(("input", "target"), args, strict=False)) | kwargs
+            prediction, target = given.get("input"), given.get("target")
+            if isinstance(prediction, Tensor) and isinstance(target, Tensor):
+                operation = type(prediction.grad_fn).__name__ if prediction.grad_fn is not None else ""
+                is_sum = kwargs.get("reduction") == "sum"
+                ignored = kwargs.get("ignore_index", -100)
+                call = LossCall(name, prediction.detach(), target.detach(), is_sum, ignored, operation)
+                self.calls.append(call)
+        return func(*args, **kwargs)

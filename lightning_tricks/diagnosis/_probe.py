@@ -1,0 +1,246 @@
+"""Tries a model out on copies, so that the model itself, its data and every random stream stay as they are."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
+from typing import Any
+
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, IterableDataset, default_collate
+
+from lightning_tricks._base import isolated_rng
+from lightning_tricks.diagnosis._losses import LossCall, LossSpy
+from lightning_tricks.diagnosis._rules_data import sample_input
+from lightning_tricks.diagnosis._rules_layers import LayerCall, trace_layers
+
+_SAMPLES = 256
+_BATCH = 32
+
+
+class Probe:
+    """What the rules need to know about a model and its data, found out once and only when asked for.
+
+    Args:
+        model: never touched; copies of it run.
+        train: training loader, or None.
+        val: validation loader, or None.
+        trainer: given to the copies, which may ask it for the epoch.
+        transfer: what happens to a batch on its way to the model.
+    """
+
+    def __init__(
+        self,
+        model: LightningModule,
+        train: DataLoader[Any] | None,
+        val: DataLoader[Any] | None,
+        trainer: Trainer,
+        transfer: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self.model, self.train, self.val, self.trainer = model, train, val, trainer
+        self._transfer = transfer or (lambda batch: batch)
+
+    @cached_property
+    def samples(self) -> list[Any]:
+        """Up to 256 training samples, spread evenly; empty if the loader has no map-style dataset."""
+        return samples_of(self.train, _SAMPLES)
+
+    @cached_property
+    def batch(self) -> Any:
+        """A training batch of up to 32 samples, on the model's device; made without the loader's sampler."""
+        if self.train is None or not self.samples:
+            raise LookupError("no training batch could be made without moving the loader on")
+        size = max(2, min(_BATCH, batch_size_of(self.train) or _BATCH, len(self.samples)))
+        stride = max(1, len(self.samples) // size)
+        collate = self.train.collate_fn if batch_size_of(self.train) is not None else default_collate
+        batch = collate(self.samples[::stride][:size])
+        return self._transfer(move_data_to_device(batch, self.model.device))
+
+    @property
+    def inputs(self) -> Tensor:
+        """The inputs of :attr:`batch`."""
+        return _tensor(sample_input(self.batch))
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """Labels of :attr:`samples`, one axis."""
+        found = [s[1] for s in self.samples if isinstance(s, (tuple, list)) and len(s) > 1]
+        return torch.stack([torch.as_tensor(label) for label in found]) if found else torch.zeros(0)
+
+    def fresh(self) -> LightningModule:
+        """Return a copy of the model that logs nowhere."""
+        twin = copy.deepcopy(self.model)
+        twin._trainer = self.trainer
+        for name in ("log", "log_dict"):
+            object.__setattr__(twin, name, lambda *args, **kwargs: None)
+        return twin
+
+    @cached_property
+    def first(self) -> "Step":
+        """One training step of a copy with its update."""
+        return self.run_steps(self.fresh(), self.batch, 1)
+
+    @cached_property
+    def loss_call(self) -> LossCall | None:
+        """The last call of a loss function in the first training step."""
+        return self.first.calls[-1] if self.first.calls else None
+
+    def optimizers(self, model: LightningModule) -> list[Optimizer]:
+        """Return the optimizers that a copy configures."""
+        return optimizers_in(model.configure_optimizers())
+
+    def run_steps(self, model: LightningModule, batch: Any, count: int) -> "Step":
+        """Train ``model`` on one batch, and return what was seen in the last of ``count`` steps."""
+        optimizers = self.optimizers(model)
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        step = Step()
+        with torch.enable_grad():
+            for _ in range(count):
+                model.zero_grad(set_to_none=True)
+                with self._precision(), LossSpy() as spy, trace_layers(model) as trace:
+                    loss = _loss_of(model.training_step(batch, 0))
+                step.loss, step.calls, step.layers = loss.item(), spy.calls, trace.calls
+                loss.backward()  # type: ignore[no-untyped-call]
+                for optimizer in optimizers:
+                    optimizer.step()
+        step.before = before
+        step.after = {name: p.detach() for name, p in model.named_parameters()}
+        step.gradients = {name: p.grad.detach() for name, p in model.named_parameters() if p.grad is not None}
+        owned = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+        step.trained = [name for name, p in model.named_parameters() if p.requires_grad and id(p) in owned]
+        step.optimizers = optimizers
+        return step
+
+    @torch.no_grad()
+    def predict(self, model: LightningModule, batch: Any) -> Tensor:
+        """Return what ``model`` gives to its loss in evaluation mode."""
+        model.eval()
+        with self._precision(), LossSpy() as spy:
+            model.training_step(batch, 0)
+        if not spy.calls:
+            raise LookupError("training_step calls no loss of torch.nn.functional, so its predictions are not known")
+        prediction: Tensor = spy.calls[-1].prediction.double()
+        return prediction
+
+    @torch.no_grad()
+    def loss(self, model: LightningModule, batch: Any) -> float:
+        """Return the loss of a batch in the model's mode."""
+        with self._precision():
+            return _loss_of(model.training_step(batch, 0)).item()
+
+    def exchanged(self) -> Any:
+        """Return the batch with its first input replaced by its second."""
+        x = self.inputs.clone()
+        x[0] = x[1]
+        return with_input(self.batch, x)
+
+    def _precision(self) -> Any:
+        plugin = getattr(self.trainer, "precision_plugin", None)
+        return nullcontext() if plugin is None else plugin.forward_context()
+
+
+class Step:
+    """What one training step showed."""
+
+    loss: float
+    calls: list[LossCall]
+    layers: list[LayerCall]
+    gradients: dict[str, Tensor]
+    before: dict[str, Tensor]
+    after: dict[str, Tensor]
+    trained: list[str]
+    optimizers: list[Optimizer]
+
+
+def samples_of(loader: DataLoader[Any] | None, limit: int) -> list[Any]:
+    """Return up to ``limit`` samples of a loader's dataset without touching its sampler, spread evenly.
+
+    A loader without batch size asks its dataset for whole batches; the first ones of a copy of its sampler are cut.
+    """
+    if loader is None or isinstance(loader.dataset, IterableDataset):
+        return []
+    if batch_size_of(loader) is None:
+        return _cut_batches(loader, limit)
+    size = len(loader.dataset)  # type: ignore[arg-type]
+    count = min(size, limit)
+    return [loader.dataset[i * size // count] for i in range(count)]
+
+
+def _cut_batches(loader: DataLoader[Any], limit: int) -> list[Any]:
+    samples: list[Any] = []
+    for key in copy.deepcopy(loader.sampler):
+        batch = loader.collate_fn(loader.dataset[key])
+        if not isinstance(batch, (tuple, list)) or not all(isinstance(part, Tensor) for part in batch):
+            return []
+        samples += zip(*batch, strict=True)
+        if len(samples) >= limit:
+            break
+    return samples[:limit]
+
+
+def batch_size_of(loader: DataLoader[Any]) -> int | None:
+    """Return the batch size of a loader or of its batch sampler; None if the dataset itself makes batches."""
+    size = loader.batch_size if loader.batch_size is not None else getattr(loader.batch_sampler, "batch_size", None)
+    return size if isinstance(size, int) else None
+
+
+def with_input(batch: Any, x: Tensor) -> Any:
+    """Return a batch with other inputs."""
+    if isinstance(batch, dict):
+        old = sample_input(batch)
+        return {key: x if value is old else value for key, value in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return [x, *batch[1:]]
+    return x
+
+
+def optimizers_in(configured: Any) -> list[Optimizer]:
+    """Return the optimizers in whatever ``configure_optimizers`` may return.
+
+    Example:
+        >>> optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+        >>> len(optimizers_in({"optimizer": optimizer})), len(optimizers_in(([optimizer], []))), optimizers_in(None)
+        (1, 1, [])
+    """
+    if isinstance(configured, Optimizer):
+        return [configured]
+    if isinstance(configured, dict):
+        return optimizers_in(configured.get("optimizer"))
+    if isinstance(configured, Sequence):
+        return [optimizer for part in configured for optimizer in optimizers_in(part)]
+    return []
+
+
+@contextmanager
+def untouched(*loaders: DataLoader[Any] | None) -> Iterator[None]:
+    """Give every global random stream and the loaders' own generators back as they were."""
+    generators = [g for loader in loaders for g in _generators(loader)]
+    states = [g.get_state() for g in generators]
+    with isolated_rng(seed=0):
+        try:
+            yield
+        finally:
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
+
+
+def _generators(loader: DataLoader[Any] | None) -> list[torch.Generator]:
+    found = [getattr(part, "generator", None) for part in (loader, getattr(loader, "sampler", None))]
+    return [g for g in found if isinstance(g, torch.Generator)]
+
+
+def _loss_of(output: Any) -> Tensor:
+    loss = output["loss"] if isinstance(output, dict) else output
+    if not isinstance(loss, Tensor):
+        raise LookupError(f"training_step returned {type(loss).__name__}, not a loss")
+    return loss
+
+
+def _tensor(x: Any) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise LookupError(f"inputs are {type(x).__name__}, not a tensor")
+    return x

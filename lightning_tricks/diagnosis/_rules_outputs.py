@@ -1,0 +1,161 @@
+"""Rules about what the model says before it has learned anything. Pure: tensors in, findings out."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from lightning_tricks.diagnosis._finding import Finding
+from lightning_tricks.diagnosis._losses import LossCall
+
+
+def output_activation(call: LossCall) -> list[Finding]:
+    """Check that the loss gets what it expects: logits, log-probabilities or probabilities.
+
+    Example:
+        >>> probs = torch.softmax(torch.randn(8, 5), dim=1)
+        >>> output_activation(LossCall("cross_entropy", probs, torch.zeros(8, dtype=torch.long)))[0].severity
+        'error'
+    """
+    rule, prediction = "output-activation", call.prediction.detach().double()
+    if call.name == "cross_entropy" and call.num_classes > 1 and _sums_to_one(prediction):
+        what = "cross_entropy gets probabilities (every row sums to 1), and applies softmax to them again"
+        return [Finding(rule, "error", "training_step", what, "Remove the softmax: the loss expects logits.")]
+    if call.name == "nll_loss" and not _sums_to_one(prediction.exp()):
+        what = "nll_loss gets values whose exponentials do not sum to 1"
+        cure = "Apply log_softmax, or use cross_entropy on the logits."
+        return [Finding(rule, "error", "training_step", what, cure)]
+    if call.name == "binary_cross_entropy_with_logits" and call.made_by("Sigmoid", "Softmax"):
+        what = "binary_cross_entropy_with_logits gets the output of a sigmoid, and applies it again"
+        return [Finding(rule, "error", "training_step", what, "Remove the sigmoid: the loss expects logits.")]
+    return []
+
+
+def _sums_to_one(rows: Tensor) -> bool:
+    total = rows.sum(dim=1)
+    return bool((rows >= 0).all() and ((total - 1).abs() < 1e-3).all())
+
+
+def loss_at_init(call: LossCall, loss: float) -> list[Finding]:
+    """Compare the first loss with that of a model that knows nothing: ln C, or the targets' spread.
+
+    The bound is the expected loss plus three standard errors of this batch, doubled: PyTorch's default weights begin
+    close to it, saturated or badly scaled outputs far above.
+
+    Args:
+        call: prediction and target of the first loss.
+        loss: its value.
+
+    Example:
+        >>> call = LossCall("cross_entropy", torch.randn(64, 10) * 30, torch.randint(10, (64,)))
+        >>> [finding.rule for finding in loss_at_init(call, 50.0)]
+        ['loss-at-init']
+    """
+    each = call.each_loss()
+    if each is None or not len(each):
+        return []
+    if not math.isfinite(loss):
+        cure = "Look for log(0), 0/0 and sqrt(0) in the loss."
+        return [Finding("nonfinite", "error", "training_step", f"the first loss is {loss}", cure)]
+    count = len(each)
+    if count > 1 and call.is_sum and abs(loss - each.sum().item()) < 1e-3 * abs(loss):
+        what = f"the loss is the sum over {count} values ({loss:.3g}), so that it grows with the batch"
+        return [Finding("loss-at-init", "warning", "training_step", what, "Use the mean (reduction='mean').")]
+    if not call.num_classes:
+        return _regression_at_init(call, each)
+    expected = math.log(max(call.num_classes, 2))
+    error = 3 * each.std().item() / math.sqrt(count) if count > 1 else math.inf
+    mean = each.mean().item()
+    if mean <= 2 * expected + error:
+        return []
+    what = f"the first loss is {mean:.3g} ± {error:.2g}, but ln C is {expected:.3g} for {call.num_classes} classes"
+    cure = "Let outputs begin small: init_weights(model), standardised inputs, a last layer with small weights."
+    return [Finding("loss-at-init", "warning", "training_step", what, cure)]
+
+
+def _regression_at_init(call: LossCall, each: Tensor) -> list[Finding]:
+    target = call.target.detach().double()
+    if call.name != "mse_loss" or target.numel() < 2:
+        return []
+    spread, size = target.var().item(), target.square().mean().item()
+    mean = each.mean().item()
+    if spread <= 0 or mean <= 4 * size or mean <= 10 * spread:
+        return []
+    what = f"the first loss is {mean:.3g}, but the targets' variance is {spread:.3g}"
+    cure = "Standardise inputs and targets, or let the outputs begin small (init_weights(model))."
+    return [Finding("loss-at-init", "warning", "training_step", what, cure)]
+
+
+def output_bias(call: LossCall) -> list[Finding]:
+    """Compare the mean prediction at the beginning with the frequency of classes, or the targets' mean.
+
+    Example:
+        >>> call = LossCall("mse_loss", torch.zeros(20, 1), torch.randn(20, 1) + 100)
+        >>> output_bias(call)[0].rule
+        'output-bias'
+    """
+    target, prediction = call.target.detach(), call.prediction.detach().double()
+    if call.name == "mse_loss" and target.numel() > 8:
+        off, spread = (target.double().mean() - prediction.mean()).abs().item(), target.double().std().item()
+        if off <= 5 * spread or spread == 0:
+            return []
+        what = f"predictions begin {off:.3g} away from the targets' mean, {off / spread:.0f} standard deviations"
+        cure = "Set the last bias to the targets' mean, or standardise the targets."
+        return [Finding("output-bias", "warning", "last layer", what, cure)]
+    if call.name != "cross_entropy" or target.is_floating_point() or target.numel() < 20 * call.num_classes:
+        return []
+    frequency = target.flatten().bincount(minlength=call.num_classes).double()[: call.num_classes] / target.numel()
+    mean = prediction.movedim(1, -1).flatten(0, -2).softmax(dim=-1).mean(dim=0)
+    distance = torch.special.xlogy(frequency, frequency / mean).sum().item()  # KL divergence, in nats
+    if distance < 0.5:
+        return []
+    what = f"mean predictions begin {distance:.2g} nats away from the frequency of the classes"
+    cure = "Set the last bias to the logarithm of the frequencies: the first epochs then learn more than that."
+    return [Finding("output-bias", "info", "last layer", what, cure)]
+
+
+def batch_mixing(before: Tensor, after: Tensor, batch_size: int) -> list[Finding]:
+    """Compare predictions in evaluation mode before and after the first sample was exchanged: no other may move.
+
+    Args:
+        before: ``(B, ...)`` or ``(B·T, ...)``, sample by sample.
+        after: the same with another first sample.
+        batch_size: B.
+
+    Example:
+        >>> x = torch.rand(4, 3)
+        >>> batch_mixing(x, torch.cat([x[1:2], x[1:]]), 4), batch_mixing(x, x + 1, 4)[0].severity
+        ([], 'error')
+    """
+    if batch_size < 2 or before.shape != after.shape or before.shape[0] != batch_size:
+        return []
+    moved = (before - after).abs().flatten(1).amax(dim=1)[1:] if before.ndim > 1 else (before - after).abs()[1:]
+    size = before.abs().max().item() + 1e-12
+    share = (moved > 1e-3 * size).double().mean().item()
+    if share == 0:
+        return []
+    what = f"exchanging one sample changes the predictions for {share:.0%} of the others"
+    cure = "Look for a wrong batch_first, view or transpose, and for a softmax or norm over dim=0."
+    return [Finding("batch-mixing", "error", "forward", what, cure)]
+
+
+def nondeterministic_eval(first: Tensor, second: Tensor) -> list[Finding]:
+    """Compare the predictions of two passes in evaluation mode."""
+    if first.shape != second.shape or not first.isfinite().all():
+        return []
+    difference = (first - second).abs().max().item()
+    if difference <= 1e-4 * (first.abs().max().item() + 1e-12):
+        return []
+    what = f"two passes in evaluation mode differ by up to {difference:.2g}"
+    cure = "Call F.dropout with training=self.training, and draw nothing at random in evaluation mode."
+    return [Finding("nondeterministic-eval", "warning", "forward", what, cure)]
+
+
+def train_eval_mismatch(train_loss: float, eval_loss: float) -> list[Finding]:
+    """Compare the loss of one batch in training mode and in evaluation mode."""
+    low, high = sorted((train_loss, eval_loss))
+    if not math.isfinite(high) or high <= 0 or low < 0 or high - low <= 0.5 * high:
+        return []
+    what = f"the same batch has loss {train_loss:.3g} in training mode and {eval_loss:.3g} in evaluation mode"
+    cure = "Look at dropout rates, and at batch norm's running statistics (momentum, frozen layers)."
+    return [Finding("train-eval-mismatch", "warning", "forward", what, cure)]

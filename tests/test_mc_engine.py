@@ -1,0 +1,302 @@
+"""The engine: closed forms, one prefix, the same samples however they are computed, and everything given back."""
+
+import copy
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lightning_tricks import mc_forward
+from lightning_tricks._base import UserInputError, rng_state
+from lightning_tricks.uncertainty import MCEngine
+
+
+def head_net():
+    """A convolution with batch norm, then a head with dropout."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Dropout(0.5), nn.Linear(144, 3)
+    )
+
+
+IMAGES = torch.linspace(-1, 1, 5 * 64).reshape(5, 1, 8, 8)
+
+
+@pytest.mark.parametrize("masks", ["independent", "shared"])
+@pytest.mark.parametrize("p", [0.5, 0.2, 0.005])
+def test_closed_form(masks, p):
+    """w·dropout(x) has mean w·x and variance p/(1-p) Σ(wx)²."""
+    w, x = torch.rand(1, 40) + 0.5, torch.rand(3, 40) + 0.5
+    net = nn.Sequential(nn.Dropout(p), nn.Linear(40, 1, bias=False))
+    net[1].weight.data = w
+    samples = mc_forward(net, x, samples=4000, seed=0, masks=masks)[..., 0]
+    variance = p / (1 - p) * (w * x).square().sum(1)
+    assert ((samples.mean(0) - (x @ w.T)[:, 0]).abs() < 5 * (variance / 4000).sqrt()).all()
+    # Standard error of a variance: sqrt((kurtosis - 1) / S); rare drops have the heavier tails.
+    kurtosis = ((samples - samples.mean(0)) ** 4).mean(0) / samples.var(0) ** 2
+    assert ((samples.var(0) / variance - 1).abs() < 5 * ((kurtosis - 1) / 4000).sqrt()).all()
+
+
+def test_shared_masks_make_rows_move_together():
+    x = torch.ones(2, 30)
+    net = nn.Sequential(nn.Dropout(0.5), nn.Linear(30, 1))
+    together = mc_forward(net, x, samples=50, seed=0, masks="shared")[..., 0]
+    apart = mc_forward(net, x, samples=500, seed=0)[..., 0]
+    assert torch.equal(together[:, 0], together[:, 1])
+    assert np.corrcoef(apart.T.detach())[0, 1] == pytest.approx(0, abs=5 / 500**0.5)
+
+
+@pytest.mark.parametrize("engine", ["vmap", "loop"])
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_what_comes_before_the_first_dropout_is_computed_once(engine, chunk_size):
+    """Rows that the convolution computes: each once per batch, whatever S."""
+    run = MCEngine(head_net(), samples=20, engine=engine, chunk_size=chunk_size)
+    run(IMAGES)
+    with CountConvolved() as counter:
+        run(IMAGES)
+    assert counter.rows == len(IMAGES)
+
+
+class CountConvolved(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts rows where the work is done, below Python."""
+
+    rows = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution.default:
+            self.rows += len(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def test_vmapped_equals_looped_on_real_heads():
+    net = head_net().eval()
+    loop = mc_forward(net, IMAGES, samples=30, seed=4, engine="loop")
+    vmap = mc_forward(net, IMAGES, samples=30, seed=4, engine="vmap")
+    torch.testing.assert_close(vmap, loop, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("masks", ["independent", "shared"])
+@pytest.mark.parametrize("engine", ["vmap", "loop"])
+def test_bit_equal_over_batch_size_order_and_chunks(masks, engine):
+    net = head_net()
+    x = torch.randn(16, 1, 8, 8)
+
+    def draw(rows, **options):
+        return mc_forward(net, x[rows], samples=12, seed=1, masks=masks, engine=engine, rows=rows, **options)
+
+    everything = torch.arange(16)
+    whole = draw(everything)
+    assert torch.equal(torch.cat([draw(rows) for rows in everything.split(8)], 1), whole)
+    assert torch.equal(draw(everything, chunk_size=4), whole)
+    backwards = everything.flip(0)
+    assert torch.equal(draw(backwards), whole[:, backwards])
+
+
+def test_seeds():
+    net, x = head_net(), IMAGES
+    assert torch.equal(mc_forward(net, x, samples=3, seed=1), mc_forward(net, x, samples=3, seed=1))
+    assert not torch.equal(mc_forward(net, x, samples=3, seed=1), mc_forward(net, x, samples=3, seed=2))
+    assert not torch.equal(mc_forward(net, x, samples=3), mc_forward(net, x, samples=3))
+    more = mc_forward(net, x, samples=9, seed=1, engine="loop")
+    assert torch.equal(more[:3], mc_forward(net, x, samples=3, seed=1, engine="loop"))
+
+
+class Fails(nn.Module):
+    def __init__(self, at):
+        super().__init__()
+        self.at, self.calls = at, 0
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        self.count += 1
+        if self.calls == self.at:
+            raise RuntimeError("broken")
+        return x
+
+
+@pytest.mark.parametrize("fail_at", [None, 1, 2])
+def test_everything_comes_back_as_it_was(fail_at):
+    net = nn.Sequential(head_net(), nn.Dropout(0.5), Fails(fail_at))
+    net.train()
+    net[0][1].eval()
+    modes = [module.training for module in net.modules()]
+    state = copy.deepcopy(net.state_dict())
+    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in net.modules()]
+    torch.manual_seed(5)
+    before, grad = rng_state(), torch.is_grad_enabled()
+    with nullcontext() if fail_at is None else pytest.raises(RuntimeError, match="broken"):
+        mc_forward(net, IMAGES, samples=4)
+    assert [module.training for module in net.modules()] == modes
+    assert [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in net.modules()] == hooks
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    after = rng_state()
+    assert torch.equal(after["torch"], before["torch"])
+    assert after["python"] == before["python"]
+    assert torch.equal(after["numpy"][1], before["numpy"][1])
+    assert torch.is_grad_enabled() == grad
+
+
+def test_the_input_is_not_overwritten():
+    net = nn.Sequential(nn.ReLU(inplace=True), nn.Dropout(0.5, inplace=True), nn.Linear(8, 2))
+    x = torch.linspace(-1, 1, 16).reshape(2, 8)
+    for engine in ("loop", "vmap", "repeat"):
+        before = x.clone()
+        mc_forward(net, x, samples=3, engine=engine)
+        assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (nn.Linear(8, 2), "found nothing random in Linear"),
+        (nn.Sequential(nn.Dropout(0.0), nn.Linear(8, 2)), r"Found, but off: 0#0 \(dropout, p=0.0\)"),
+        (nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 2)), None),
+    ],
+)
+def test_nothing_random_is_an_error(net, message):
+    if message is None:
+        with pytest.warns(FutureWarning, match="deprecated"):
+            script = torch.jit.trace(net.eval(), torch.ones(3, 8))
+        net, message = script, "Compiled to TorchScript, so their dropout cannot be reached"
+    with pytest.raises(UserInputError, match=message):
+        mc_forward(net, torch.ones(3, 8), samples=3)
+
+
+def test_zero_variance_is_an_error():
+    class Wasted(nn.Module):
+        def forward(self, x):
+            F.dropout(x, 0.5, self.training)
+            return x
+
+    with pytest.raises(UserInputError, match=r"All 5 samples of Wasted are equal, although.*model#0"):
+        mc_forward(Wasted(), torch.ones(3, 8), samples=5)
+
+
+def test_layers_p_and_insert():
+    net = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 8), nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 2)))
+    x = torch.ones(3, 8)
+
+    def sites(net=net, **options):
+        run = MCEngine(net, samples=3, **options)
+        run(x)
+        return [(site.name, site.p, site.how) for site in run.report.sites]
+
+    assert sites() == [("0#0", 0.5, "turned on"), ("2.0#0", 0.5, "turned on")]
+    assert sites(layers="2*") == [("2.0#0", 0.5, "turned on")]
+    assert sites(layers=nn.Sequential) == sites()
+    assert sites(layers=lambda name, module: name == "0", p=0.1) == [("0#0", 0.1, "turned on")]
+    plain = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    assert sites(plain, insert="head", p=0.3) == [("2#0", 0.3, "inserted")]
+    assert sites(plain, insert={"0": 0.2}) == [("0#0", 0.2, "inserted")]
+    with pytest.raises(UserInputError, match=r"layers='nope' matches no module of Sequential. Its modules: 0, 1, 2"):
+        sites(plain, layers="nope")
+    with pytest.raises(UserInputError, match="needs a probability"):
+        sites(plain, insert="head")
+    with pytest.raises(UserInputError, match="insert names 'nope'"):
+        sites(plain, insert={"nope": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"samples": 0}, r"samples must be in \[1"),
+        ({"samples": 2, "p": 1.0}, r"p must be in \(0, 1\)"),
+        ({"samples": 2, "masks": "both"}, "masks must be one of independent, shared"),
+        ({"samples": 2, "engine": "fast"}, "engine must be one of"),
+        ({"samples": 2, "chunk_size": 0}, "chunk_size must be"),
+        ({"samples": 2, "rows": [1, 2]}, "one key for each of the 5 rows"),
+        ({"samples": 2, "rows": [-1, 0, 1, 2, 3]}, "indices from 0 on"),
+    ],
+)
+def test_bad_options_get_a_sentence(options, message):
+    with pytest.raises(UserInputError, match=message):
+        mc_forward(head_net(), IMAGES, **options)
+
+
+def test_a_wrong_vectorisation_is_refused():
+    """A net that fills noise in place and drops the return value: vmap cannot do that, the self-check sees it."""
+
+    class Fills(nn.Module):
+        def forward(self, x):
+            noise = torch.zeros(len(x), 1)
+            noise.normal_()
+            return x + noise
+
+    run = MCEngine(Fills(), samples=4)
+    out = run(torch.zeros(3, 2))
+    assert run.report.engine == "loop"
+    assert any("vmap" in note for note in run.report.notes)
+    assert (out.std(0) > 0).all()
+
+
+def test_overwritten_prefix_is_recomputed():
+    class Residual(nn.Module):
+        def forward(self, x):
+            h = torch.tanh(x)
+            h += F.dropout(h, 0.5, self.training)
+            return h
+
+    run = MCEngine(Residual(), samples=50, seed=0)
+    out = run(torch.ones(3, 8))
+    again = run(torch.ones(3, 8))
+    values = torch.tanh(torch.ones(())) * torch.tensor([1.0, 3.0])
+    assert all(((out - value).abs() < 1e-6).any() for value in values)
+    assert (((out - values[0]).abs() < 1e-6) | ((out - values[1]).abs() < 1e-6)).all()
+    assert torch.equal(out, again)
+
+
+def test_several_inputs_dicts_and_tuples():
+    class Two(nn.Module):
+        def forward(self, x, y, *, scale):
+            h = F.dropout(x + y, 0.5, self.training) * scale
+            return {"sum": h.sum(1), "both": (h, x)}
+
+    for engine in ("vmap", "loop", "repeat"):
+        out = mc_forward(
+            Two(), torch.ones(3, 8), torch.ones(3, 8), samples=4, seed=0, engine=engine, kwargs={"scale": 2.0}
+        )
+        assert out["sum"].shape == (4, 3)
+        assert out["both"][0].shape == (4, 3, 8)
+        assert torch.equal(out["both"][1], torch.ones(4, 3, 8))
+    picked = mc_forward(
+        Two(), torch.ones(3, 8), torch.ones(3, 8), samples=4, kwargs={"scale": 1.0}, output=lambda out: out["sum"]
+    )
+    assert picked.shape == (4, 3)
+
+
+def test_inference_mode_autocast_and_compile():
+    net = head_net().eval()
+    plain = mc_forward(net, IMAGES, samples=6, seed=0)
+    with torch.inference_mode():
+        assert torch.equal(mc_forward(net, IMAGES, samples=6, seed=0), plain)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = mc_forward(net, IMAGES, samples=6, seed=0)
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.float(), plain, rtol=0.05, atol=0.05)
+    run = MCEngine(torch.compile(net, backend="eager"), samples=6, seed=0)
+    assert torch.equal(run(IMAGES), plain)
+    assert "torch.compile wrapper is taken off" in str(run.report)
+
+
+def test_one_sample_of_a_net_that_always_draws():
+    class Vae(nn.Module):
+        def forward(self, x):
+            return x + torch.randn(x.shape) + torch.rand(1)
+
+    assert mc_forward(Vae(), torch.zeros(3, 2), samples=1).shape == (1, 3, 2)
+
+
+def test_opaque_random_calls_are_keyed():
+    class Shuffle(nn.Module):
+        def forward(self, x):
+            return x[:, torch.randperm(x.shape[1])]
+
+    x = torch.arange(20.0).reshape(2, 10)
+    one, two = (mc_forward(Shuffle(), x, samples=3, seed=0) for _ in range(2))
+    assert torch.equal(one, two)
+    assert not torch.equal(one[0], one[1])
