@@ -181,7 +181,7 @@ def digits(seed: int) -> Task:
 
     def run(params: dict[str, Any], number: int) -> tuple[float, float]:
         net = MLPClassifier(
-            (params["hidden"],),
+            hidden_layer_sizes=(params["hidden"],),
             solver="sgd",
             learning_rate_init=params["lr"],
             alpha=params["alpha"],
@@ -213,7 +213,7 @@ def diabetes(seed: int) -> Task:
 
     def run(params: dict[str, Any], number: int) -> tuple[float, float]:
         net = MLPRegressor(
-            (params["hidden"],),
+            hidden_layer_sizes=(params["hidden"],),
             learning_rate_init=params["lr"],
             alpha=params["alpha"],
             batch_size=params["batch"],
@@ -242,7 +242,9 @@ def _fitted(fit: Callable[[], float]) -> tuple[float, float]:
         warnings.simplefilter("ignore")
         try:
             value = min(fit(), 10.0)
-        except ValueError:
+        except ValueError as error:
+            if "diverged" not in str(error) and "non-finite" not in str(error):
+                raise
             value = 10.0
     return value, value
 

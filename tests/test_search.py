@@ -353,6 +353,21 @@ def test_the_best_are_trained_again_and_only_the_winner_is_tested(tmp_path):
     assert again.retrained == result.retrained
 
 
+def test_folds_are_those_of_cross_validate(tmp_path):
+    def make_model(lr):
+        return lt.Classifier(lt.MLP(64, 10, hidden_features=()), num_classes=10, lr=lr)
+
+    data, options = lt.DigitsDataModule(batch_size=256), {"max_epochs": 1, "accelerator": "cpu"}
+    space = {"lr": lt.Choice([0.01])}
+    result = find(make_model, space, data=data, method="grid", folds=2, trainer=options, folder=tmp_path / "s")
+    quiet = {**options, "enable_progress_bar": False, "enable_model_summary": False}
+    alone = lt.cross_validate(lambda: make_model(0.01), data, 2, trainer=quiet, predict=False, progress=False)
+    assert result.best_value == pytest.approx(alone.mean("val_loss"), rel=1e-6)
+    assert result.study.best_trial.user_attrs["fold_values"] == pytest.approx(alone.scores("val_loss"), rel=1e-6)
+    with pytest.raises(UserInputError, match="cannot be combined with folds"):
+        find(folds=2, prune="asha", folder=tmp_path / "p")
+
+
 def test_gpus_are_dealt_out():
     assert share_of_gpus(0, 0, 2) is None
     assert [share_of_gpus(3, place, 2) for place in (0, 1)] == ["0,2", "1"]

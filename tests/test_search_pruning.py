@@ -162,5 +162,7 @@ def test_bad_input_gets_a_sentence():
         PruningCallback(None, "val_loss")
     with pytest.raises(UserInputError, match="mode must be one of"):
         PruningCallback(Recorder(), "val_loss", mode="less")
-    with pytest.raises(MissingMetricError, match="'val_acc', but that metric was not logged. Logged so far: val_loss"):
+    with pytest.raises(
+        MissingMetricError, match=r"'val_acc', but that metric was not logged\. Logged so far: val_loss"
+    ):
         fit([1.0], PruningCallback(Recorder(), "val_acc"))

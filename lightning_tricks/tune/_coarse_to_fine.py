@@ -23,10 +23,10 @@ class CoarseToFineSampler(SlotSampler):
     """The lecture's search, coarse to fine: a wide round of points, then smaller and smaller windows around the best.
 
     Half of the budget goes into a coarse round, the rest into four fine rounds; the points of a round are a Latin
-    hypercube. After a round each number's window is halved around the weighted mean of the four best points; if the best
-    lies near an edge, the window moves there instead, out of a given first window if need be, as far as the limits that
-    the objective declares. Lists of choices lose the worse half of what was tried. The declared ranges never change
-    (the windows live in here), so that other samplers, importances and pictures work on the same study.
+    hypercube. After a round each number's window is halved around the weighted mean of the four best points; if the
+    best lies near an edge, the window moves there instead, out of a given first window if need be, as far as the limits
+    that the objective declares. Lists of choices lose the worse half of what was tried. The declared ranges never
+    change (the windows live in here), so that other samplers, importances and pictures work on the same study.
 
     Every point is a pure function of the seed, the slot (its place in the plan) and the finished rounds: the same
     points come with one worker or many, threads or processes, at once or resumed. Workers wait for each other at the
@@ -41,8 +41,8 @@ class CoarseToFineSampler(SlotSampler):
         rounds: number of fine rounds, at least 0.
         shrink: factor on a window's width after each round, in (0, 1].
         margin: share of a window's width that counts as near its edge, in [0, 0.5).
-        windows: first windows by parameter name, as (low, high) inside of the declared limits; a hint, not a limit: every
-            fourth point draws these parameters from their whole range.
+        windows: first windows by parameter name, as (low, high) inside of the declared limits; a hint, not a limit:
+            every fourth point draws these parameters from their whole range.
         wait: whether a trial of a new round waits until the round before is finished. False for callers that ask for
             several trials before they tell (Ray Tune's ``OptunaSearch``): the windows then come from what is known.
         retries: how often a slot is run again after its trial raised an exception.

@@ -46,6 +46,14 @@ class SearchResult:
         retrained: the best settings with their values over several seeds, the winner first.
         test: mean and standard deviation over the winner's seeds of each test metric; empty if there was no test.
         notes: sentences worth reading, such as limits that are too narrow.
+
+    Example:
+        >>> import optuna
+        >>> optuna.logging.set_verbosity(optuna.logging.WARNING)
+        >>> study = optuna.create_study()
+        >>> study.optimize(lambda trial: trial.suggest_int("width", 8, 8), n_trials=3)
+        >>> print(SearchResult(Path("found"), study, "random", "asked for", study.best_params, study.best_value))
+        3 results in found; best 8 with width=8
     """
 
     folder: Path

@@ -140,7 +140,7 @@ class Runner:
         return round_number != 0
 
     def _tell(self, trial: Trial, job: Job, result: dict[str, Any]) -> None:
-        for name in ("reason", "best_epoch", "epochs", "seconds", "value"):
+        for name in ("reason", "best_epoch", "epochs", "seconds", "value", "fold_values"):
             if name in result:
                 trial.set_user_attr(name, result[name])
         if result["status"] == "complete":

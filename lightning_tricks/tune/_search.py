@@ -41,6 +41,7 @@ def search(
     workers: int = 1,
     seed: int = 0,
     prune: "PrunerName | BasePruner | None" = None,
+    folds: int | None = None,
     retrain: int = 3,
     retrain_seeds: int = 3,
     test: bool = True,
@@ -80,6 +81,9 @@ def search(
         seed: of the points, and of every training.
         prune: give up runs that look bad: ``"asha"``, ``"median"``, an Optuna pruner, or None. Never in the coarse
             round of a coarse-to-fine search, and pruned runs do not move its windows.
+        folds: divide training and validation rows into this many folds, train once per fold, and take the mean of the
+            folds' last values, by :func:`~lightning_tricks.cross_validate`; ``data`` must be a DataModule of this
+            package. Not together with ``prune``.
         retrain: how many of the best settings are trained again; 0 for none.
         retrain_seeds: how many seeds each of them is trained with.
         test: whether the winner is tested, if any were trained again.
@@ -119,13 +123,17 @@ def search(
     for what, number, least in (("trials", trials, 1), ("workers", workers, 1), ("retrain", retrain, 0)):
         check_range(what, number, low=least)
     check_range("retrain_seeds", retrain_seeds, low=1)
+    if folds is not None:
+        check_range("folds", folds, low=2)
+        if prune is not None:
+            raise UserInputError("prune looks at single trainings and cannot be combined with folds. Give one of them.")
     space = check_space(space)
     mode = infer_mode(monitor, mode)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     chosen = choose(method, space, trials=trials, seed=seed)
-    job = Job(folder, {}, make_model, data, monitor, mode, seed, dict(trainer or {}), callbacks, logger)
-    note = {"space": _as_text(space), "monitor": monitor, "method": chosen.name, "seed": seed}
+    job = Job(folder, {}, make_model, data, monitor, mode, seed, dict(trainer or {}), callbacks, logger, folds=folds)
+    note = {"space": _as_text(space), "monitor": monitor, "method": chosen.name, "seed": seed, "folds": folds}
     study = open_study(folder, storage, chosen, mode=mode, pruner=_pruner(prune), note=note)
     pool = Pool(job, workers, context_for(start_method, job))
     Runner(study, space, chosen, pool, prune=prune is not None, progress=progress).run()
@@ -148,6 +156,7 @@ def _again(
             folder=pool.job.folder / "again" / f"{t.user_attrs[RUN]}-seed-{i}",
             params=t.user_attrs.get("params", dict(t.params)),
             seed=derive_seed(pool.job.seed, "again", i) % 2**32,
+            folds=None,
         )
         for t in chosen
         for i in range(seeds)

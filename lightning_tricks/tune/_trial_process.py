@@ -23,6 +23,8 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 
 from lightning_tricks._base import UserInputError
 from lightning_tricks.callbacks import PruningCallback
+from lightning_tricks.data._datamodule import SplitDataModule
+from lightning_tricks.tune._cross_validate import cross_validate
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Job:
     threads: int = 1
     gpus: str | None = None
     test: bool = False
+    folds: int | None = None
 
 
 def run_job(job: Job) -> None:
@@ -56,7 +59,7 @@ def run_job(job: Job) -> None:
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     started = time.monotonic()
     try:
-        result = _test(job) if job.test else _train(job)
+        result = _test(job) if job.test else _train(job) if job.folds is None else _cross_validate(job, job.folds)
     except Exception as error:
         traceback.print_exc()
         expected = isinstance(error, UserInputError)
@@ -149,6 +152,31 @@ def _train(job: Job) -> dict[str, Any]:
     return {"status": status, "value": value, "best_epoch": epoch, "epochs": max(e for e, _ in seen.values()) + 1}
 
 
+def _cross_validate(job: Job, folds: int) -> dict[str, Any]:
+    """Return the mean over the folds; each fold's value is that of its last epoch."""
+    data = _made_data(job)
+    if not isinstance(data, SplitDataModule):
+        raise UserInputError(f"folds need a DataModule of this package, which knows its rows, but got {data!r}.")
+    more = job.callbacks
+    scores = cross_validate(
+        lambda: job.make_model(**called_with(job.make_model, job.params)),
+        data,
+        folds,
+        callbacks=None if more is None else lambda: more(**called_with(more, job.params)),
+        trainer={"enable_progress_bar": False, "enable_model_summary": False, **job.trainer},
+        folder=job.folder / "folds",
+        predict=False,
+        progress=False,
+        seed=job.seed,
+    )
+    if job.monitor not in scores.metrics:
+        raise UserInputError(f"{job.monitor!r} was not logged in validation; logged were {', '.join(scores.metrics)}.")
+    value = scores.mean(job.monitor)
+    if not math.isfinite(value):
+        return {"status": "failed", "reason": f"{job.monitor} was not finite in every fold"}
+    return {"status": "complete", "value": value, "fold_values": scores.scores(job.monitor)}
+
+
 def _test(job: Job) -> dict[str, Any]:
     seed_everything(job.seed, workers=True, verbose=False)
     model, data = _made(job)
@@ -161,8 +189,12 @@ def _made(job: Job) -> tuple[LightningModule, LightningDataModule]:
     model = job.make_model(**called_with(job.make_model, job.params))
     if not isinstance(model, LightningModule):
         raise UserInputError(f"make_model must return a LightningModule, but returned {type(model).__name__}.")
+    return model, _made_data(job)
+
+
+def _made_data(job: Job) -> LightningDataModule:
     data = job.data
-    return model, data if isinstance(data, LightningDataModule) else data(**called_with(data, job.params))
+    return data if isinstance(data, LightningDataModule) else data(**called_with(data, job.params))
 
 
 def _trainer(job: Job, callbacks: list[Callback]) -> Trainer:
@@ -196,6 +228,8 @@ def _checkpoint_callbacks(job: Job) -> list[Callback]:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, UserInputError):
+        return str(error)
     text = f"{type(error).__name__}: {error}".strip()
     if "out of memory" in text.lower() or isinstance(error, MemoryError):
         return f"out of memory ({text.splitlines()[0]})"

@@ -1,0 +1,57 @@
+"""The pictures of a search show what they were given."""
+
+import math
+
+import numpy as np
+import pytest
+
+from lightning_tricks._base import UserInputError
+from lightning_tricks.plots import parallel_coordinates, search_importance, search_points, search_progress
+
+POINTS = [{"lr": 1e-3, "kind": "a", "n": 1}, {"lr": 1e-1, "kind": "b", "n": 3}, {"lr": 1e-2, "kind": "a", "n": 2}]
+VALUES = [3.0, 2.0, 1.0]
+
+
+@pytest.mark.parametrize(("maximize", "best"), [(False, [3, 3, 1, 1]), (True, [3, 3, 3, 5])])
+def test_progress_shows_the_best_so_far_and_marks_what_failed(maximize, best):
+    ax = search_progress([3.0, None, 1.0, 5.0], maximize=maximize, rounds=[2]).axes[0]
+    lines = {line.get_label(): line for line in ax.get_lines()}
+    assert list(lines["best"].get_ydata()) == best
+    assert list(lines["failed or pruned"].get_xdata()) == [1]
+    assert any(set(line.get_xdata()) == {1.5} for line in ax.get_lines())
+
+
+def test_points_show_each_hyperparameter_its_windows_and_the_best():
+    windows = [{"lr": (1e-4, 1.0)}, {"lr": (1e-3, 1e-1)}]
+    figure = search_points(POINTS, VALUES, log=["lr"], windows=windows)
+    named = {ax.get_xlabel(): ax for ax in figure.axes if ax.get_visible() and ax.get_ylabel() == "value"}
+    assert set(named) == {"lr", "kind", "n"}
+    assert named["lr"].get_xscale() == "log"
+    assert [tuple(line.get_xdata()) for line in named["lr"].get_lines()] == [(1e-4, 1.0), (1e-3, 1e-1)]
+    assert named["lr"].collections[1].get_offsets()[0].tolist() == [1e-2, 1.0]  # the star
+    low = named["lr"].get_ylim()[0]
+    assert low < 1.0 - 0.05  # room for the windows below the points
+
+
+def test_parallel_coordinates_place_every_value_and_leave_gaps():
+    points = [*POINTS, {"lr": 1e-3, "kind": "b"}]
+    ax = parallel_coordinates(points, [*VALUES, 4.0], log=["lr"]).axes[0]
+    best = next(line for line in ax.get_lines() if line.get_label() == "best")
+    assert np.asarray(best.get_ydata()).tolist() == pytest.approx([0.5, 0, 0.5, 0])  # lr, kind, n, value
+    assert sum(any(math.isnan(y) for y in line.get_ydata()) for line in ax.get_lines()) == 1
+
+
+def test_importance_is_sorted():
+    ax = search_importance({"a": 0.1, "b": 0.7, "c": 0.2}).axes[0]
+    assert [patch.get_width() for patch in ax.patches] == [0.1, 0.2, 0.7]
+
+
+def test_nothing_to_draw_is_a_sentence():
+    for draw in (
+        lambda: search_progress([None, float("nan")]),
+        lambda: search_points([], []),
+        lambda: parallel_coordinates([], []),
+        lambda: search_importance({}),
+    ):
+        with pytest.raises(UserInputError, match="needs at least one"):
+            draw()
