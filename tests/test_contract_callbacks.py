@@ -11,17 +11,44 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_tricks as lt
-from lightning_tricks._base import rng_state
+from lightning_tricks._base import UserInputError, rng_state
+
+# The loader below is in order on purpose, which Preflight says rightly.
+pytestmark = pytest.mark.filterwarnings("ignore:Preflight. warning unshuffled-training")
+
+
+class QuietTrial:
+    """A trial that is told everything and never prunes."""
+
+    def report(self, value, step): ...
+
+    def should_prune(self):
+        return False
+
 
 CALLBACKS = {
+    "ActivationMonitor": lambda: lt.ActivationMonitor(every_n_steps=1),
     "EarlyStopping": lambda: lt.EarlyStopping("val_loss", patience=50),
     "ExactResume": lambda: lt.ExactResume(),
+    "LRFinder": lambda: lt.LRFinder(steps=10, update=False),
     "NormMonitor": lambda: lt.NormMonitor(every_n_steps=2),
+    "PredictionWriter": lambda: lt.PredictionWriter("out.npz", overwrite=True),
+    "Preflight": lambda: lt.Preflight(on_error="warn"),
+    "PruningCallback": lambda: lt.PruningCallback(QuietTrial(), "val_loss"),
     "ReduceLROnPlateau": lambda: lt.ReduceLROnPlateau("val_loss", patience=1, cooldown=1),
     "WeightInit": lambda: lt.WeightInit("auto"),
+    "WeightPenalty": lambda: lt.WeightPenalty(l1=1e-3, l2=1e-2, max_norm=3.0),
 }
 # Those that only look: a run with them ends bit-equal to the run without.
-MONITORS = ["EarlyStopping", "ExactResume", "NormMonitor"]
+MONITORS = [
+    "ActivationMonitor",
+    "EarlyStopping",
+    "ExactResume",
+    "LRFinder",
+    "NormMonitor",
+    "Preflight",
+    "PruningCallback",
+]
 every_callback = pytest.mark.parametrize("name", CALLBACKS)
 
 
@@ -113,6 +140,10 @@ def test_works_in_every_situation(name, situation):
     if situation == "no validation" and name in NEEDS_VALIDATION:
         with pytest.raises(ValueError, match=r"val_loss.*train_loss"):
             fit([CALLBACKS[name]()], **options)
+        return
+    if situation == "manual, two optimizers" and name == "LRFinder":
+        with pytest.raises(UserInputError, match="automatic optimization with one optimizer"):
+            fit([CALLBACKS[name]()], **{**options, "module": options["module"]()})
         return
     module = options.pop("module", Module)()
     trainer, module = fit([CALLBACKS[name]()], module=module, **options)
