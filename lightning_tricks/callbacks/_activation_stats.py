@@ -60,7 +60,7 @@ def unit_axis(module: nn.Module, output: Tensor, before: int) -> int:
         before: the axis of the layer before, which an activation keeps.
 
     Example:
-        >>> unit_axis(nn.Conv2d(3, 8, 3), torch.zeros(2, 8, 5, 5), -1), unit_axis(nn.ReLU(), torch.zeros(2, 7), 1)
+        >>> unit_axis(nn.Conv2d(3, 8, 3), torch.zeros(2, 8, 5, 5), -1), unit_axis(nn.ReLU(), torch.zeros(2, 7, 3), 1)
         (1, 1)
     """
     if isinstance(module, _CHANNELS_FIRST):

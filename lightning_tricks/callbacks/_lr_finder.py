@@ -40,6 +40,11 @@ class LRFindResult:
         losses: the smoothed training loss at each.
         suggestions: the learning rate by each rule, None where there were too few points.
         rule: the rule chosen.
+
+    Example:
+        >>> result = LRFindResult([1e-3, 1e-2], [2.0, 1.0], {"steepest": 3e-3, "valley": None}, rule="steepest")
+        >>> result.suggestion
+        0.003
     """
 
     rates: list[float] = field(repr=False)

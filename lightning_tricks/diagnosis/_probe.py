@@ -209,6 +209,7 @@ def optimizers_in(configured: Any) -> list[Optimizer]:
     """Return the optimizers in whatever ``configure_optimizers`` may return.
 
     Example:
+        >>> from torch import nn
         >>> optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
         >>> len(optimizers_in({"optimizer": optimizer})), len(optimizers_in(([optimizer], []))), optimizers_in(None)
         (1, 1, [])

@@ -28,6 +28,7 @@ class LayerTrace:
     """Keeps the calls of all leaf layers.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
         >>> with trace_layers(net) as trace:
         ...     _ = net(torch.rand(3, 2))
