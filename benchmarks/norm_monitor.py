@@ -12,7 +12,6 @@ import json
 import statistics
 import sys
 import tempfile
-import threading
 import time
 import warnings
 from functools import wraps
@@ -24,6 +23,7 @@ from lightning.pytorch.utilities import grad_norm
 from torch import nn
 from torch.utils.data import DataLoader
 
+from benchmarks.timing import fits_in_turns
 from lightning_tricks import NormMonitor
 
 
@@ -89,42 +89,6 @@ class Histograms(Callback):
             trainer.logger.experiment.add_histogram(f"{name}.grad", parameter.grad, trainer.global_step)
 
 
-class Turns(Callback):
-    """Hands the turn on after every step and keeps the CPU time of each."""
-
-    def __init__(self, turns, number):
-        self.turns, self.number = turns, number
-        self.times, self.started = [], None
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if self.started is not None:
-            self.times.append(time.thread_time() - self.started)
-            self.turns.hand_on(self.number)
-        self.turns.wait_for(self.number)
-        self.started = time.thread_time()
-
-
-class Baton:
-    """Gives each thread its turn."""
-
-    def __init__(self, count):
-        self.alive, self.turn = list(range(count)), 0
-        self.condition = threading.Condition()
-
-    def wait_for(self, number):
-        with self.condition:
-            self.condition.wait_for(lambda: self.turn == number)
-
-    def hand_on(self, number, *, leave=False):
-        with self.condition:
-            place = self.alive.index(number)
-            following = self.alive[(place + 1) % len(self.alive)]
-            if leave:
-                self.alive.remove(number)
-            self.turn = following
-            self.condition.notify_all()
-
-
 def trainer(callbacks, logger, steps, log_every):
     return Trainer(
         accelerator="cpu",
@@ -162,31 +126,20 @@ def variants(make, folder):
 
 def interleaved(make, steps):
     """Return the median CPU seconds of a step, by variant."""
+    import wandb
+
     with tempfile.TemporaryDirectory() as folder:
-        chosen = list(variants(make, folder))
-        baton = Baton(len(chosen))
-        threads, turns = [], []
-        for number, (_, module, callbacks, logger, batch) in enumerate(chosen):
-            turn = Turns(baton, number)
-            turns.append(turn)
-            fit = trainer([turn, *callbacks], logger, steps + 1, log_every=1).fit
+        cases = {}
+        for name, module, callbacks, logger, batch in variants(make, folder):
 
-            def run(fit=fit, module=module, batch=batch, number=number):
-                torch.set_num_threads(1)
-                try:
-                    fit(module, DataLoader([batch] * (steps + 1), batch_size=None))
-                finally:
-                    baton.hand_on(number, leave=True)
+            def fit(turn, module=module, callbacks=callbacks, logger=logger, batch=batch):
+                data = DataLoader([batch] * (steps + 1), batch_size=None)
+                trainer([turn, *callbacks], logger, steps + 1, log_every=1).fit(module, data)
 
-            threads.append(threading.Thread(target=run))
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        import wandb
-
+            cases[name] = fit
+        members = fits_in_turns(cases)
         wandb.finish()
-    return {name: statistics.median(turn.times[2:]) for (name, *_), turn in zip(chosen, turns, strict=True)}
+    return {name: statistics.median(member.times[2:-1]) for name, member in members.items()}
 
 
 class Timed(NormMonitor):
