@@ -38,6 +38,7 @@ def search(
     logger: Callable[[Path, dict[str, Any]], Logger] | None = None,
     folder: str | Path = "search",
     storage: "str | BaseStorage | None" = None,
+    study: str | None = None,
     workers: int = 1,
     seed: int = 0,
     prune: "PrunerName | BasePruner | None" = None,
@@ -46,6 +47,7 @@ def search(
     retrain_seeds: int = 3,
     test: bool = True,
     start_method: StartMethod = "auto",
+    grace: float = 120.0,
     progress: bool = True,
 ) -> SearchResult:
     """Search hyperparameters, train the best again with other seeds, and test the winner.
@@ -54,7 +56,8 @@ def search(
     of the run, not the last. A trial that raises (out of memory, a loss that was never finite) is recorded with its
     reason and the search goes on; three such in a row end it, and so does a mistake that every trial would make. A
     killed training goes on from its last checkpoint, a killed search where it was: call it again with the same
-    arguments. Called at the same time on another machine that sees the folder (or the storage), it joins in.
+    arguments. Called at the same time on another machine that sees the folder (or the storage), it joins in; so does
+    :func:`~lightning_tricks.tune.join`, which reads the arguments from the study.
 
     What the best of many trials promises is too good. So the best three are trained again with three other seeds each,
     the best mean wins, and only the winner's trainings see the test set.
@@ -75,8 +78,9 @@ def search(
         callbacks: returns new callbacks for each training, such as ``lambda: lt.recipe("val_loss")``; called like
             ``make_model``.
         logger: returns a training's logger, called with its folder and its hyperparameters; a CSV file if None.
-        folder: where everything is written; its name is the study's name.
+        folder: where everything is written.
         storage: an Optuna storage or its URL; by default a journal file in the folder.
+        study: name of the study in the storage; the folder's name if None.
         workers: trainings at a time; they share out the threads and the GPUs.
         seed: of the points, and of every training.
         prune: give up runs that look bad: ``"asha"``, ``"median"``, an Optuna pruner, or None. Never in the coarse
@@ -89,6 +93,8 @@ def search(
         test: whether the winner is tested, if any were trained again.
         start_method: how training processes start; ``"auto"`` takes a clean server process if ``make_model`` and the
             rest can be sent there (defined at the top of a module), else a fork.
+        grace: seconds without a heartbeat after which a training on another machine counts as dead and is run again
+            from its last checkpoint; on this machine its process is looked up.
         progress: whether to show a bar with the best value so far.
 
     Returns:
@@ -118,11 +124,12 @@ def search(
     """
     require_extra("optuna", "tune", "search()")
     from lightning_tricks.tune._runner import Runner
-    from lightning_tricks.tune._study import open_study
+    from lightning_tricks.tune._study import open_study, record_search
 
     for what, number, least in (("trials", trials, 1), ("workers", workers, 1), ("retrain", retrain, 0)):
         check_range(what, number, low=least)
     check_range("retrain_seeds", retrain_seeds, low=1)
+    check_range("grace", grace, low=0, open_low=True)
     if folds is not None:
         check_range("folds", folds, low=2)
         if prune is not None:
@@ -131,16 +138,18 @@ def search(
     mode = infer_mode(monitor, mode)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = choose(method, space, trials=trials, seed=seed)
+    chosen = choose(method, space, trials=trials, seed=seed, grace=grace)
     job = Job(folder, {}, make_model, data, monitor, mode, seed, dict(trainer or {}), callbacks, logger, folds=folds)
     note = {"space": _as_text(space), "monitor": monitor, "method": chosen.name, "seed": seed, "folds": folds}
-    study = open_study(folder, storage, chosen, mode=mode, pruner=_pruner(prune), note=note)
-    pool = Pool(job, workers, context_for(start_method, job))
-    Runner(study, space, chosen, pool, prune=prune is not None, progress=progress).run()
-    if not ordered(study):
+    record = {"trials": trials, "method": method, "prune": prune, "mode": mode, "trainer": job.trainer}
+    opened = open_study(folder, storage, chosen, name=study, mode=mode, pruner=_pruner(prune), note=note)
+    record_search(opened, job, space, {**note, **record, "grace": grace})
+    pool = Pool(job, workers, context_for(start_method, job), grace)
+    Runner(opened, space, chosen, pool, prune=prune is not None, progress=progress).run()
+    if not ordered(opened):
         raise UserInputError(f"all trials failed; the reasons are in {folder / 'runs.csv'}.")
-    retrained, tested = _again(study, pool, min(retrain, len(ordered(study))), retrain_seeds, test=test)
-    return _result(study, folder, chosen.name, chosen.reason, retrained, tested)
+    retrained, tested = _again(opened, pool, min(retrain, len(ordered(opened))), retrain_seeds, test=test)
+    return _result(opened, folder, chosen.name, chosen.reason, retrained, tested)
 
 
 def _again(
