@@ -50,6 +50,7 @@ def find(make_model=Slope, space=SPACE, *, data=None, trials=4, **options):
         "retrain": 0,
         "start_method": "fork",
         "progress": False,
+        "report": False,
     }
     return lt.search(make_model, Tiny() if data is None else data, space, trials=trials, **{**defaults, **options})
 

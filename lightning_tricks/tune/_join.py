@@ -28,7 +28,7 @@ def join(
     workers: int = 1,
     trainer: Mapping[str, Any] | None = None,
     callbacks: Callable[..., Sequence[Callback]] | None = None,
-    logger: Callable[[Path, dict[str, Any]], Logger] | None = None,
+    logger: Callable[[Path, dict[str, Any]], Logger] | Mapping[str, Any] | None = None,
     start_method: StartMethod = "auto",
     progress: bool = True,
 ) -> SearchResult:
@@ -36,8 +36,8 @@ def join(
 
     Space, method, budget, metric, seed, pruning and the trainer's options are read from the study. ``make_model``,
     ``data``, ``callbacks`` and ``logger`` are imported by the names that the study has noted, if they stand at the top
-    of modules that can be imported here; what cannot must be given. Training the best again and testing the winner is
-    left to whoever called ``search``. Join only studies whose writers you trust: their names are imported.
+    of modules that can be imported here; what cannot must be given. Training the best again, testing the winner and the
+    report are left to whoever called ``search``. Join only studies whose writers you trust: what they name is imported.
 
     Args:
         where: the search's folder, if this machine sees it, or the address of its storage (an Optuna URL such as
@@ -92,6 +92,7 @@ def join(
         retrain=0,
         start_method=start_method,
         grace=noted["grace"],
+        report=False,
         progress=progress,
         study=found.study_name,
         **functions,
@@ -139,7 +140,8 @@ def _by_name(noted: Mapping[str, Any], name: str) -> Any:
             f"{name} must be given: the search's own cannot be imported by its name. Pass {name}=..., or define it at "
             "the top of a module that this machine can import."
         )
-    return imported(noted["functions"][name])
+    found = noted["functions"][name]
+    return imported(found) if isinstance(found, str) else found  # options of a logger
 
 
 def _needed(noted: Mapping[str, Any], name: str, otherwise: str, *, optional: bool = False) -> Any:

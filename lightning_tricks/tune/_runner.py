@@ -17,10 +17,11 @@ from lightning_tricks.tune._coarse_to_fine import CoarseToFineSampler
 from lightning_tricks.tune._methods import Chosen
 from lightning_tricks.tune._pool import Pool, Run
 from lightning_tricks.tune._records import ordered, row_of, versions, write_settings, write_table
+from lightning_tricks.tune._reports import read_progress
 from lightning_tricks.tune._slots import SlotSampler
 from lightning_tricks.tune._space import Space
 from lightning_tricks.tune._study import PULSE, RUN, WORKER, counted, repair, running_elsewhere
-from lightning_tricks.tune._trial_process import Job, called_with, read_progress
+from lightning_tricks.tune._trial_process import Job, called_with
 
 # As KerasTuner does: a search whose trials all fail is not worth its electricity.
 _FAILURES_IN_A_ROW = 3
@@ -123,13 +124,14 @@ class Runner:
         from dataclasses import replace
 
         _check_taken(params, [self.pool.job.make_model, self.pool.job.data, self.pool.job.callbacks])
-        slot, _ = self._place(self.study._storage.get_trial(trial._trial_id))
+        slot, round_number = self._place(self.study._storage.get_trial(trial._trial_id))
         run = trial.user_attrs.get(RUN) or (f"trial-{trial.number:03d}" if slot is None else f"run-{slot:03d}")
         trial.set_user_attr(RUN, run)
         trial.set_user_attr(WORKER, this_worker())
         if params != trial.params:  # a function of the trial may compute
             trial.set_user_attr("params", params)
-        job = replace(self.pool.job, folder=self.pool.job.folder / run, params=params)
+        prune = self.prune and round_number != 0
+        job = replace(self.pool.job, folder=self.pool.job.folder / run, params=params, prune=prune)
         beat(job.folder, 0)
         write_settings(job.folder / "hparams.yaml", self._settings(job, trial.number, {"status": "running"}))
         return job
@@ -156,8 +158,10 @@ class Runner:
         reports = sorted(read_progress(run.job.folder).items())
         for step, (_, value) in reports[passed_on:]:
             trial.report(value, step)
-        if self.prune and len(reports) > passed_on and self._may_prune(trial) and trial.should_prune():
-            (run.job.folder / "stop").touch()
+        if run.job.prune and len(reports) > passed_on:
+            if trial.should_prune():
+                (run.job.folder / "stop").touch()
+            (run.job.folder / "seen").write_text(str(len(reports)), encoding="utf-8")
         self.running[place] = trial, run, len(reports)
         result = run.poll()
         if result is not None:
@@ -171,10 +175,6 @@ class Runner:
         self.pulse.stop(trial._trial_id)
         self.running.pop(place, None)
         warn_once(f"trial {trial.number} was taken over by another worker, who saw no sign of life from this one.")
-
-    def _may_prune(self, trial: Trial) -> bool:
-        _, round_number = self._place(self.study._storage.get_trial(trial._trial_id))
-        return round_number != 0
 
     def _tell(self, trial: Trial, job: Job, result: dict[str, Any]) -> None:
         for name in ("reason", "best_epoch", "epochs", "seconds", "value", "fold_values"):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from optuna.storages import BaseStorage
 
-PrunerName = Literal["asha", "median"]
+PrunerName = Literal["asha", "median", "wilcoxon"]
 
 
 def search(
@@ -35,7 +35,7 @@ def search(
     mode: Literal["auto", "min", "max"] = "auto",
     trainer: Mapping[str, Any] | None = None,
     callbacks: Callable[..., Sequence[Callback]] | None = None,
-    logger: Callable[[Path, dict[str, Any]], Logger] | None = None,
+    logger: Callable[[Path, dict[str, Any]], Logger] | Mapping[str, Any] | None = None,
     folder: str | Path = "search",
     storage: "str | BaseStorage | None" = None,
     study: str | None = None,
@@ -48,6 +48,7 @@ def search(
     test: bool = True,
     start_method: StartMethod = "auto",
     grace: float = 120.0,
+    report: bool = True,
     progress: bool = True,
 ) -> SearchResult:
     """Search hyperparameters, train the best again with other seeds, and test the winner.
@@ -77,17 +78,20 @@ def search(
         trainer: options of ``Trainer``, such as ``{"max_epochs": 20}``.
         callbacks: returns new callbacks for each training, such as ``lambda: lt.recipe("val_loss")``; called like
             ``make_model``.
-        logger: returns a training's logger, called with its folder and its hyperparameters; a CSV file if None.
+        logger: returns a training's logger, called with its folder and its hyperparameters; or options of
+            ``WandbLogger``, such as ``{"project": "digits"}``: then each training is a run of its own, in a group
+            that is named like the study; a CSV file if None.
         folder: where everything is written.
         storage: an Optuna storage or its URL; by default a journal file in the folder.
         study: name of the study in the storage; the folder's name if None.
         workers: trainings at a time; they share out the threads and the GPUs.
         seed: of the points, and of every training.
-        prune: give up runs that look bad: ``"asha"``, ``"median"``, an Optuna pruner, or None. Never in the coarse
+        prune: give up runs that look bad: ``"asha"``, ``"median"``, an Optuna pruner, or None; with ``folds`` between
+            two folds, also by ``"wilcoxon"`` (a signed-rank test against the best trial's folds). Never in the coarse
             round of a coarse-to-fine search, and pruned runs do not move its windows.
         folds: divide training and validation rows into this many folds, train once per fold, and take the mean of the
             folds' last values, by :func:`~lightning_tricks.cross_validate`; ``data`` must be a DataModule of this
-            package. Not together with ``prune``.
+            package.
         retrain: how many of the best settings are trained again; 0 for none.
         retrain_seeds: how many seeds each of them is trained with.
         test: whether the winner is tested, if any were trained again.
@@ -95,10 +99,12 @@ def search(
             rest can be sent there (defined at the top of a module), else a fork.
         grace: seconds without a heartbeat after which a training on another machine counts as dead and is run again
             from its last checkpoint; on this machine its process is looked up.
+        report: whether to write ``report.html`` with tables and pictures at the end.
         progress: whether to show a bar with the best value so far.
 
     Returns:
-        The winner, the study and where the records are: ``runs.csv``, one ``hparams.yaml`` and ``log.txt`` per run.
+        The winner, the study and where the records are: ``report.html``, ``runs.csv``, and per run ``hparams.yaml`` and
+        ``log.txt``.
 
     Raises:
         UserInputError: for a space that contradicts itself, an unknown method, a storage that cannot be reached or
@@ -117,6 +123,7 @@ def search(
         ...     trainer={"max_epochs": 1, "accelerator": "cpu"},
         ...     folder=tempfile.mkdtemp(),
         ...     retrain=0,
+        ...     report=False,
         ...     progress=False,
         ... )
         >>> result.method, result.best_params
@@ -132,13 +139,15 @@ def search(
     check_range("grace", grace, low=0, open_low=True)
     if folds is not None:
         check_range("folds", folds, low=2)
-        if prune is not None:
-            raise UserInputError("prune looks at single trainings and cannot be combined with folds. Give one of them.")
+    elif prune == "wilcoxon":
+        raise UserInputError("prune='wilcoxon' compares folds with folds. Give folds=5, say, or prune='asha'.")
     space = check_space(space)
     mode = infer_mode(monitor, mode)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     chosen = choose(method, space, trials=trials, seed=seed, grace=grace)
+    if isinstance(logger, Mapping):
+        logger = {"group": study or folder.resolve().name, **logger}
     job = Job(folder, {}, make_model, data, monitor, mode, seed, dict(trainer or {}), callbacks, logger, folds=folds)
     note = {"space": _as_text(space), "monitor": monitor, "method": chosen.name, "seed": seed, "folds": folds}
     record = {"trials": trials, "method": method, "prune": prune, "mode": mode, "trainer": job.trainer}
@@ -149,7 +158,17 @@ def search(
     if not ordered(opened):
         raise UserInputError(f"all trials failed; the reasons are in {folder / 'runs.csv'}.")
     retrained, tested = _again(opened, pool, min(retrain, len(ordered(opened))), retrain_seeds, test=test)
-    return _result(opened, folder, chosen.name, chosen.reason, retrained, tested)
+    result = _result(opened, folder, chosen.name, chosen.reason, retrained, tested)
+    if report:
+        _write_report(result)
+    return result
+
+
+def _write_report(result: SearchResult) -> None:
+    try:
+        result.to_html()
+    except Exception as error:  # a picture that cannot be drawn must not take the search's result with it
+        warn_once(f"report.html could not be written: {type(error).__name__}: {error}")
 
 
 def _again(
@@ -228,7 +247,9 @@ def _pruner(prune: "PrunerName | BasePruner | None") -> "BasePruner":
         return optuna.pruners.SuccessiveHalvingPruner()
     if prune == "median":
         return optuna.pruners.MedianPruner()
-    raise UserInputError(f"prune must be 'asha', 'median', an Optuna pruner or None, but got {prune!r}.")
+    if prune == "wilcoxon":
+        return optuna.pruners.WilcoxonPruner()
+    raise UserInputError(f"prune must be 'asha', 'median', 'wilcoxon', an Optuna pruner or None, but got {prune!r}.")
 
 
 def _as_text(space: Space) -> Any:

@@ -81,6 +81,8 @@ def record_search(study: optuna.Study, job: Job, space: Space, settings: Mapping
     if RECORDED in study.user_attrs:
         return
     functions = {name: name_of(getattr(job, name)) for name in ("make_model", "data", "callbacks", "logger")}
+    if isinstance(job.logger, Mapping):
+        functions["logger"] = plain(dict(job.logger))
     given = {name: getattr(job, name) is not None for name in functions} | {
         name: settings[name] is not None for name in ("prune",)
     }
