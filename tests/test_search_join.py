@@ -57,6 +57,14 @@ def test_what_has_no_name_must_be_given(tmp_path):
         join(tmp_path / "pruner", **QUIET)
 
 
+def test_larger_budget_is_noted(tmp_path):
+    for trials in (1, 3, 2):
+        find(data=Tiny, trials=trials, folder=tmp_path / "s")
+    assert len(join(tmp_path / "s", **QUIET).runs) == 3
+    study = optuna.load_study(study_name="s", storage=journal(tmp_path / "s" / "journal.log"))
+    assert study.user_attrs[RECORDED]["trials"] == 3
+
+
 def test_nothing_to_join_is_a_sentence(tmp_path):
     with pytest.raises(UserInputError, match=r"holds no journal\.log"):
         join(tmp_path)

@@ -31,6 +31,7 @@ def test_each_trial_is_a_wandb_run_in_the_searchs_group(tmp_path):
 def test_page_tells_winner_windows_and_runs(tmp_path):
     result = find(
         trials=16,
+        workers=2,
         method="coarse_to_fine",
         folder=tmp_path / "<b>s</b>",
         trainer={"max_epochs": 1, "accelerator": "cpu", "enable_checkpointing": True},
@@ -67,7 +68,7 @@ def test_folds_are_given_up_when_the_best_trials_folds_are_better(tmp_path):
         {"max_epochs": 1, "limit_train_batches": 1, "accelerator": "cpu"},
     )
     space = {"loss": lt.Choice([1.0, 2.0])}
-    options = {"method": optuna.samplers.GridSampler({"loss": [1.0, 2.0]}, seed=1), "trials": 2, "trainer": trainer}
+    options = {"method": "grid", "seed": 1, "trials": 2, "trainer": trainer}
     result = find(Fixed, space, data=data, folds=6, prune="wilcoxon", folder=tmp_path / "s", **options)
     good, bad = sorted(result.study.trials, key=lambda t: t.params["loss"])
     assert good.number == 0, "the grid's order decides which is the better one's rival"

@@ -43,10 +43,16 @@ def choose(method: "Method | BaseSampler", space: Space, *, trials: int, seed: i
     """Return the method for a search.
 
     Raises:
-        UserInputError: for an unknown name, or a grid over a function.
+        UserInputError: for an unknown name, a sampler that only works inside of ``study.optimize``, or a grid over a
+            function.
     """
-    from optuna.samplers import BaseSampler
+    from optuna.samplers import BaseSampler, BruteForceSampler, GridSampler
 
+    if isinstance(method, GridSampler | BruteForceSampler):
+        raise UserInputError(
+            f"{type(method).__name__} ends with study.stop(), which works in study.optimize() only, and loses points that "
+            "fail. Give method='grid'."
+        )
     if isinstance(method, BaseSampler):
         return Chosen(type(method).__name__, "given", method, trials)
     check_choice("method", method, METHODS)
