@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_tricks._base import UserInputError, alert, check_choice, check_range, warn_once
-from lightning_tricks.callbacks._diagnosis_losses import StepLosses
+from lightning_tricks.callbacks._diagnosis_losses import StepLosses, noise_ratio
 from lightning_tricks.callbacks._diagnosis_report import facts_of, free_path, write_report
 from lightning_tricks.callbacks._diagnosis_watchers import QuietActivations, QuietNorms, is_compiled
 from lightning_tricks.callbacks._fresh import FreshValues
@@ -297,6 +297,7 @@ class Diagnosis(OnlyLooks, Callback):
             activity=self._activations.batches() if self._sees_activations else (),
             validation=self._validation,
             validation_name=self.monitor,
+            noise_ratio=noise_ratio(trainer.optimizers) if trainer is not None and is_last else None,
             broken=None if first is None else (first["step"], first["layer"], first["quantity"]),
             is_last=is_last,
         )

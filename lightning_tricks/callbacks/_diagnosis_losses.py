@@ -1,11 +1,14 @@
 """The training loss of each optimizer step, on the device until somebody looks, and what guessing would give."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
+from torch.optim import Optimizer
 
+from lightning_tricks.callbacks._norm_measure import squared_norms
 from lightning_tricks.diagnosis._guess import GuessLoss
 from lightning_tricks.diagnosis._losses import LossSpy
 
@@ -74,3 +77,29 @@ class StepLosses:
             losses = reduced if isinstance(reduced, Tensor) else losses
         numbers: list[float] = losses.cpu().tolist()
         return numbers
+
+
+@torch.no_grad()
+def noise_ratio(optimizers: Sequence[Optimizer]) -> float | None:
+    """Return the variance of one batch's gradient over its squared mean, read from Adam's own two averages.
+
+    Of a gradient with mean g and variance s (both summed over all parameters), the average of gradients has a squared
+    norm of g² + s · (1 - β₁) / (1 + β₁), and the average of squares has a sum of g² + s. None for other optimizers.
+    """
+    mean = squares = 0.0
+    share = None
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            states = [s for p in group["params"] if "exp_avg_sq" in (s := optimizer.state.get(p, {}))]
+            if not states or any(hasattr(s["exp_avg"], "placements") for s in states):
+                continue
+            beta, decay = group["betas"]
+            step = float(states[0]["step"])
+            share = (1 - beta) / (1 + beta)
+            mean += squared_norms([s["exp_avg"] for s in states]).sum().item() / (1 - beta**step) ** 2
+            squares += sum(s["exp_avg_sq"].double().sum().item() for s in states) / (1 - decay**step)
+    if share is None:
+        return None
+    noise = (squares - mean) / (1 - share)
+    signal = squares - noise
+    return noise / signal if signal > 0 else None

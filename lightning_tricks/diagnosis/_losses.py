@@ -74,6 +74,9 @@ class LossCall:
 class LossSpy(TorchFunctionMode):
     """Keeps every call of a loss function that is made while it is active.
 
+    Args:
+        keep_graph: whether predictions keep the graph that made them.
+
     Example:
         >>> import torch
         >>> with LossSpy() as spy:
@@ -82,9 +85,10 @@ class LossSpy(TorchFunctionMode):
         'mse_loss'
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, keep_graph: bool = False) -> None:
         super().__init__()
         self.calls: list[LossCall] = []
+        self._keep_graph = keep_graph
 
     def __torch_function__(
         self,
@@ -105,7 +109,7 @@ class LossSpy(TorchFunctionMode):
                 weights = [args[2] if len(args) > 2 else None, kwargs.get("weight"), kwargs.get("pos_weight")]
                 call = LossCall(
                     name,
-                    prediction.detach(),
+                    prediction if self._keep_graph else prediction.detach(),
                     target.detach(),
                     is_sum,
                     ignored,

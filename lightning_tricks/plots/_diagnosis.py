@@ -32,20 +32,23 @@ def training_curve(
         >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
         ['training loss', 'what guessing gives']
     """
-    figure, ax = new_figure(height=3.8)
+    figure, ax = new_figure(width=5.0, height=3.8)
     ax.plot(steps, losses, color=COLORS[0], linewidth=1.4, label="training loss")
     if validation:
         at, values = zip(*validation, strict=True)
         ax.plot(at, values, color=COLORS[1], linestyle=DASHES[1], marker="o", markersize=3, label=name)
     if guess is not None:
         ax.axhline(guess, color="0.5", linestyle=":", linewidth=1.2, label="what guessing gives")
-    for place, (step, rule) in enumerate(sorted(marks)):
+    rules: dict[int, list[str]] = {}
+    for step, rule in sorted(marks):
+        rules.setdefault(step, []).append(rule)
+    for step, names in rules.items():
         ax.axvline(step, color="0.6", linewidth=0.8)
         ax.annotate(
-            rule,
+            ", ".join(names),
             (step, 1.0),
             xycoords=("data", "axes fraction"),
-            xytext=(-2, -3 - 42 * (place % 2)),
+            xytext=(-2, -3),
             textcoords="offset points",
             rotation=90,
             va="top",
