@@ -100,6 +100,8 @@ class Diagnosis(OnlyLooks, Callback):
     def _drop_run(self) -> None:
         """Forget everything that belongs to a running fit."""
         self._losses.hush()
+        self._norms._drop_run()
+        self._activations._drop_run()
         self._planned: int | None = None
         self._at = 0
         self._has_curve = self._sees_norms = self._sees_activations = self._may_listen = True
@@ -235,8 +237,6 @@ class Diagnosis(OnlyLooks, Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look a last time, and write the report."""
         self._look(trainer, is_last=True)
-        self._norms._drop_run()
-        self._activations._drop_run()
         self._write(trainer)
         self._drop_run()
 
@@ -245,7 +245,7 @@ class Diagnosis(OnlyLooks, Callback):
         self._losses.hush()
         try:
             if trainer.is_global_zero:
-                self._tell(trainer, self._watch.look(self._evidence(None, is_last=True)))
+                self._tell(trainer, self._judge(trainer, self._evidence(None, is_last=True)))
                 self._write(trainer, exception)
         except Exception as error:  # the run's own exception is the one to see
             warn_once(f"Diagnosis could not finish its report: {type(error).__name__}: {error}")
@@ -254,8 +254,6 @@ class Diagnosis(OnlyLooks, Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the run."""
-        self._norms._drop_run()
-        self._activations._drop_run()
         self._drop_run()
 
     # One look
@@ -266,14 +264,19 @@ class Diagnosis(OnlyLooks, Callback):
         new: list[Finding] = []
         stop = False
         if trainer.is_global_zero:
-            new = [replace(finding, step=trainer.global_step) for finding in self._watch.look(evidence)]
+            new = self._judge(trainer, evidence)
             stop = any([self._asks_to_stop(finding) for finding in new])  # noqa: C419 - each is told to the function
         if trainer.world_size > 1:
             new, stop = trainer.strategy.broadcast((new, stop))
-        self._watch.take(new)
+            self._watch.take(new)
         self._tell(trainer, new)
         if stop:
             self.stop_request.ask(trainer)
+
+    def _judge(self, trainer: Trainer, evidence: Evidence) -> list[Finding]:
+        new = [replace(finding, step=trainer.global_step) for finding in self._watch.look(evidence)]
+        self._watch.take(new)
+        return new
 
     def _asks_to_stop(self, finding: Finding) -> bool:
         if callable(self.on_finding):
@@ -285,7 +288,7 @@ class Diagnosis(OnlyLooks, Callback):
         if self._has_curve:
             self._curve.add(self._losses.drain(trainer))
         reads = self._sees_norms and (trainer is not None or not self._norms.needs_other_ranks)
-        norms = self._norms.records(trainer) if reads else ()
+        norms = self._norms.records() if reads else ()
         first = self._norms.first_nonfinite if self._sees_norms else None
         return Evidence(
             step=self._steps,

@@ -39,10 +39,9 @@ class QuietNorms(NormMonitor):
         """Whether reading the ring takes part in a collective."""
         return self._recorder is not None and self._recorder.world_size > 1
 
-    def records(self, trainer: Trainer | None) -> Sequence[NormRecord]:
-        """Read the ring (not without a trainer), and return the first and the last records."""
-        if trainer is not None:
-            self._flush(trainer, write=False)
+    def records(self) -> Sequence[NormRecord]:
+        """Read the ring, and return the first and the last records."""
+        self._collect()
         rows = list(self._history.rows(self._read))
         self._read = len(self._history)
         self._records += norm_records(rows)

@@ -140,11 +140,12 @@ def symptom_of(evidence: Evidence, t: Thresholds) -> Symptom:
     stuck = late and not gained and not falls(curve.windows, t)
     above = late and guess is not None and _all_above(curve.windows[-2:], t.above_guess * guess)
     half = len(curve.windows) // 2
+    before, after = curve.windows[:half], curve.windows[half:]
     stalled = (
         gained
         and len(curve.windows) * t.window >= 2 * t.min_steps
         and half >= 2
-        and not _gained_since(curve.windows, half, t)
+        and not _fell(before, after, t)
         and curve.level > t.stalled_level * abs(reference)
     )
     return Symptom(
@@ -177,15 +178,15 @@ def _gained(curve: LossCurve, reference: float, t: Thresholds, *, is_guess: bool
 
 
 def falls(windows: Sequence[Window], t: Thresholds) -> bool:
-    """Tell whether the second half of the run is clearly below the first."""
-    return _gained_since(windows, len(windows) // 2, t)
+    """Tell whether the last third of the run is clearly below the third before it; a bad start does not count."""
+    third = max(1, len(windows) // 3)
+    return _fell(windows[-2 * third : -third], windows[-third:], t)
 
 
-def _gained_since(windows: Sequence[Window], since: int, t: Thresholds) -> bool:
-    before, after = windows[:since], windows[since:]
+def _fell(before: Sequence[Window], after: Sequence[Window], t: Thresholds) -> bool:
     if not before or not after:
         return True
-    fall = statistics.median(w.median for w in before[-len(after) :]) - statistics.median(w.median for w in after)
+    fall = statistics.median(w.median for w in before) - statistics.median(w.median for w in after)
     error = 1.25 * math.hypot(
         statistics.median(w.error for w in before) / math.sqrt(len(before)),
         statistics.median(w.error for w in after) / math.sqrt(len(after)),

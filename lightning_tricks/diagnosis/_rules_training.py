@@ -243,16 +243,17 @@ def overfitting(evidence: Evidence, t: Thresholds) -> Finding | None:
     at = min(range(len(checks)), key=lambda i: checks[i][1])
     step, best = checks[at]
     since = checks[at + 1 :]
-    then = [w.median for w in curve.windows if w.end <= step][-1:] or [curve.start()]
+    then = [w for w in curve.windows if w.end <= step][-1:] or curve.windows[:1]
     bound = best + t.overfit_rise * abs(best)
     if len(since) < t.overfit_checks or any(v <= bound for _, v in since[-t.overfit_checks :]):
         return None
-    if not curve.level < then[0] or evidence.symptom.rising or evidence.symptom.lost:
+    fall = then[0].median - curve.level
+    if fall < max(t.significance * then[0].error, t.overfit_rise * abs(then[0].median)):
         return None
     name = evidence.validation_name
     what = (
         f"{name} has risen from {best:.4g} (step {step}) to {since[-1][1]:.4g}, while the training loss fell from "
-        f"{then[0]:.4g} to {curve.level:.4g}"
+        f"{then[0].median:.4g} to {curve.level:.4g}"
     )
     cure = f"EarlyStopping({name!r}) gives the best weights back; more data, augmentation, dropout or weight decay help"
     return _finding("overfitting", "warning", name, what, cure, evidence)
