@@ -296,6 +296,7 @@ class Diagnosis(OnlyLooks, Callback):
             curve=self._curve if self._has_curve else None,
             planned=self._planned,
             guess=self._losses.guess.value(),
+            is_negated=self._losses.guess.is_negated,
             lr=None if trainer is None else max_lr(trainer),
             norms=norms,
             activity=self._activations.batches() if self._sees_activations else (),

@@ -27,13 +27,13 @@ class StepLosses:
     def listen(self) -> None:
         """Note the losses that the step which begins now calls."""
         self._spy = LossSpy()
-        self._spy.__enter__()
+        self._spy.__enter__()  # type: ignore[no-untyped-call]
 
     def hush(self) -> None:
         """End listening: only the forward pass shall run in the spy's mode."""
         spy, self._spy = self._spy, None
         if spy is not None:
-            spy.__exit__(None, None, None)
+            spy.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._heard = spy.calls
 
     def see_backward(self, loss: Tensor) -> None:

@@ -157,7 +157,8 @@ class Probe:
             found = [torch.autograd.grad(_projected(part), x, retain_graph=True)[0] for part in rows]
         # where the rows of time steps may lie either way, the way in which fewer samples mix is the right one
         norms = [gradient.double().flatten(1).norm(dim=1) for gradient in found]
-        return min(norms, key=lambda norm: int((norm[1:] > 0).sum()))
+        fewest: Tensor = min(norms, key=lambda norm: int((norm[1:] > 0).sum()))
+        return fewest
 
     def exchanged(self) -> Any:
         """Return the batch with its first input replaced by its second."""
