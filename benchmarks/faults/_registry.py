@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 from zlib import crc32
@@ -114,18 +115,20 @@ def plan(
     """Return the runs: every healthy program, and each fault on a few programs of either half that it fits.
 
     The few are taken from a place in the list that depends on the fault's name, so that all programs have their turn.
+    Seeds come one after the other: an interrupted benchmark holds some of everything.
     """
     programs = list(programs)
-    runs = [Run(name, "healthy", seed) for seed in range(max(seeds, healthy_seeds)) for name in programs]
+    cells = []
     for name in faults:
         for half in ("thresholds", "report"):
             names = [p for p in programs if PROGRAMS[p].half == half]
             start = crc32(name.encode()) % max(1, len(names))
-            fitting = 0
-            for other in names[start:] + names[:start]:
-                if fitting < per_fault and why_not(other, name) is None:
-                    fitting += 1
-                    runs += [Run(other, name, seed) for seed in range(seeds)]
+            fitting = (other for other in names[start:] + names[:start] if why_not(other, name) is None)
+            cells += [(other, name) for other in islice(fitting, per_fault)]
+    runs = []
+    for seed in range(max(seeds, healthy_seeds)):
+        runs += [Run(name, "healthy", seed) for name in programs]
+        runs += [Run(other, name, seed) for other, name in cells if seed < seeds]
     return runs
 
 
