@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_tricks._base import UserInputError, check_choice
+from lightning_tricks._base import UserInputError, check_choice, isolated_rng
 from lightning_tricks.diagnosis import _rules_data as of_data
 from lightning_tricks.diagnosis import _rules_layers as of_layers
 from lightning_tricks.diagnosis import _rules_outputs as of_outputs
@@ -213,7 +213,10 @@ def _mixing(probe: Probe) -> list[Finding]:
         gradient = probe.cross_gradient(twin)
         if gradient is not None and (found := of_outputs.batch_mixing_gradient(gradient)):
             return found
-    before, after = probe.predict(twin, probe.batch), probe.predict(twin, probe.exchanged())
+    with isolated_rng(seed=0):  # what is drawn at random, by mistake, moves both alike
+        before = probe.predict(twin, probe.batch)
+    with isolated_rng(seed=0):
+        after = probe.predict(twin, probe.exchanged())
     return of_outputs.batch_mixing(before, after, len(probe.inputs))
 
 

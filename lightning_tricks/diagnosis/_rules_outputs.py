@@ -105,8 +105,8 @@ def _sums_to_one(rows: Tensor) -> bool:
 def loss_at_init(call: LossCall, loss: float) -> list[Finding]:
     """Compare the first loss with that of a model that knows nothing: ln C, or the targets' spread.
 
-    The bound is the expected loss plus three standard errors of this batch, doubled: PyTorch's default weights begin
-    close to it, saturated or badly scaled outputs far above.
+    It must be twice the expected loss, and above it by three standard errors of this batch: PyTorch's default weights
+    begin close to it, saturated or badly scaled outputs far above.
 
     Args:
         call: prediction and target of the first loss.
@@ -132,7 +132,7 @@ def loss_at_init(call: LossCall, loss: float) -> list[Finding]:
     expected = math.log(max(call.num_classes, 2))
     error = 3 * each.std().item() / math.sqrt(count) if count > 1 else math.inf
     mean = each.mean().item()
-    if mean <= 2 * expected + error:
+    if mean <= 2 * expected or mean - error <= expected:
         return []
     what = f"the first loss is {mean:.3g} ± {error:.2g}, but ln C is {expected:.3g} for {call.num_classes} classes"
     cure = "Let outputs begin small: init_weights(model), standardised inputs, a last layer with small weights."
