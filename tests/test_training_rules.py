@@ -80,7 +80,7 @@ def layer(name="net.1", *, dead=math.nan, saturated=math.nan, std=1.0):
     seed=st.integers(0, 1000),
     know=st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_a_loss_that_falls_is_never_an_error(rate, spread, start, floor, seed, know):
     losses = falling(start=start, end=floor * start, rate=rate, spread=spread, seed=seed)
     found = watched(losses, guess=start if know else None, norms=records(16))
@@ -88,7 +88,7 @@ def test_a_loss_that_falls_is_never_an_error(rate, spread, start, floor, seed, k
 
 
 @given(level=st.floats(0, 0.9), spread=st.floats(0, 0.5), seed=st.integers(0, 1000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_a_model_that_had_converged_before_is_no_error(level, spread, seed):
     losses = [abs(x) for x in flat(level=level, spread=spread * level, seed=seed)]
     faint = records(16, gradients=(1e-9, 1e-9, 1e-3), ratio=1e-6)
@@ -214,7 +214,7 @@ def test_a_condition_that_comes_and_goes_is_no_finding():
 
 
 @given(st.integers(1, 399), st.integers(0, 20))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_state_goes_through_a_checkpoint(cut, seed):
     losses = falling(400, seed=seed)
     whole, half, rest = LossCurve(), LossCurve(), LossCurve()
@@ -227,10 +227,10 @@ def test_state_goes_through_a_checkpoint(cut, seed):
 
 def test_long_runs_stay_small():
     curve = LossCurve(window=10)
-    curve.add(float(i) for i in range(30_000))
-    assert len(curve.windows) <= 257
-    assert curve.windows[-1].end == curve.steps == 30_000
-    assert sum(w.count * w.mean for w in curve.windows) == pytest.approx(sum(range(30_000)))
+    curve.add(float(i) for i in range(12_000))
+    assert len(curve.windows) <= 256
+    assert curve.windows[-1].end == curve.steps == 12_000
+    assert sum(w.count * w.mean for w in curve.windows) == pytest.approx(sum(range(12_000)))
 
 
 def test_nonfinite_losses_are_told_apart():

@@ -71,7 +71,7 @@ class Note:
         kind: how grave it is: "error", "warning" or "info".
         title: what it is called.
         where: to what it applies.
-        text: what is the matter.
+        text: what is the matter, without the full stop.
         advice: what to do.
     """
 
@@ -80,6 +80,12 @@ class Note:
     where: str
     text: str
     advice: str
+
+    @property
+    def sentence(self) -> str:
+        """The text with a capital letter, unless it begins with a name."""
+        first = self.text.split(" ", 1)[0]
+        return (self.text[:1].upper() + self.text[1:] if first.isalpha() else self.text) + "."
 
 
 @dataclass(frozen=True)

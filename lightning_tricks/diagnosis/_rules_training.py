@@ -172,13 +172,13 @@ def _swing(evidence: Evidence, t: Thresholds) -> str | None:
     if curve is None or len(curve.windows) < 4 or falls(curve.windows, t):
         return None
     recent = curve.recent[-100:]
+    start = abs(curve.start(t.start))
     level, spread = abs(statistics.median(recent)), statistics.pstdev(recent)
-    if not level or spread < t.swing_size * level:
+    if not level or spread < t.swing_size * max(start if evidence.guess is None else evidence.guess, level):
         return None
     zigzag = alternation(recent)
     if zigzag < t.swing:
         return f"the loss goes up and down with every step (autocorrelation {zigzag:.2f}) about {level:.4g}"
-    start = abs(curve.start(t.start))
     before, now = curve.noise / start if start else math.inf, noise_of(recent) / level
     if now > t.swing_growth * before and now > 0.5:
         return f"the losses of neighbouring steps differ by {now:.0%} of their level, at the start by {before:.0%}"
@@ -244,7 +244,7 @@ def overfitting(evidence: Evidence, t: Thresholds) -> Finding | None:
     step, best = checks[at]
     since = checks[at + 1 :]
     then = [w for w in curve.windows if w.end <= step][-1:] or curve.windows[:1]
-    bound = best + t.overfit_rise * abs(best)
+    bound = best + max(t.overfit_rise * abs(best), t.overfit_lost * (checks[0][1] - best))
     if len(since) < t.overfit_checks or any(v <= bound for _, v in since[-t.overfit_checks :]):
         return None
     fall = then[0].median - curve.level

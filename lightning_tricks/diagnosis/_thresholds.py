@@ -24,7 +24,7 @@ class Thresholds:
         lost: share of all that was gained that must be lost again to diverge.
         lost_gain: share of the reference that must have been gained for that.
         swing: lag-one autocorrelation of the losses below which they alternate.
-        swing_size: standard deviation of alternating losses, as a share of their level.
+        swing_size: standard deviation of swinging losses, as a share of their level and of the reference.
         swing_growth: factor by which the relative swing of the losses has grown since the start.
         stalled_level: share of the reference above which a loss that no longer falls is one that stalled.
         high_ratio: update ratio (of all weights together) that is too high where the loss does not fall.
@@ -41,6 +41,7 @@ class Thresholds:
         clipped_records: records before that is judged.
         clipped_factor: median factor of clipping below which it is a warning.
         overfit_rise: share of its best value by which the validation loss must have risen.
+        overfit_lost: the same as a share of all that it had gained since the first validation.
         overfit_checks: validations in a row since the best one.
         stagnant_share: share of the run without a better loss.
         stagnant_steps: steps without a better loss, at least.
@@ -84,10 +85,11 @@ class Thresholds:
     clipped_records: int = 8
     clipped_factor: float = 0.1
     overfit_rise: float = 0.1
+    overfit_lost: float = 0.2
     overfit_checks: int = 3
     stagnant_share: float = 0.5
     stagnant_steps: int = 500
-    gradient_noise: float = 100.0
+    gradient_noise: float = 1000.0
 
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self)):
