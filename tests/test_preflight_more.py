@@ -13,7 +13,7 @@ from lightning_tricks import MLP, Classifier, check
 from lightning_tricks.diagnosis._losses import LossCall
 from lightning_tricks.diagnosis._probe import first_rows
 from lightning_tricks.diagnosis._rules_data import binary_labels_range, class_imbalance, split_overlap
-from lightning_tricks.diagnosis._rules_layers import LayerCall, idle_units, trace_layers
+from lightning_tricks.diagnosis._rules_layers import LayerCall, idle_units, slow_statistics, trace_layers
 from lightning_tricks.diagnosis._rules_outputs import bounded_outputs, broadcast_loss, loss_at_init, negated_loss
 from lightning_tricks.diagnosis._rules_parameters import clipping_binds, frozen_at_random, no_update, weights_too_small
 from lightning_tricks.diagnosis._tryout import fit_score
@@ -164,7 +164,8 @@ def asleep():
 
 
 def slow_statistics():
-    return Program(nn.Sequential(nn.Linear(6, 32), nn.BatchNorm1d(32, momentum=1e-5), nn.ReLU(), nn.Linear(32, 4)))
+    net = nn.Sequential(nn.Linear(6, 32), nn.BatchNorm1d(32, momentum=1e-3), nn.ReLU(), nn.Linear(32, 4))
+    return Program(net)  # not slow enough to be told from the number alone
 
 
 def frozen():
@@ -343,6 +344,13 @@ def test_idle_units_by_activation():
     dead = [LayerCall("a", nn.ReLU(), 0.0, 0.9), LayerCall("b", nn.Linear(2, 2), 1.0)]
     assert idle_units(dead, samples=32)[0].severity == "warning"
     assert idle_units(dead, samples=8) == []
+
+
+def test_momentum_of_batch_norm():
+    assert slow_statistics(nn.BatchNorm1d(3)) == []
+    assert slow_statistics(nn.BatchNorm1d(3, momentum=None)) == [], "a plain average"
+    assert slow_statistics(nn.BatchNorm1d(3, track_running_stats=False)) == []
+    assert slow_statistics(nn.BatchNorm1d(3, momentum=1e-4))[0].severity == "warning"
 
 
 def test_labels_of_a_binary_loss():

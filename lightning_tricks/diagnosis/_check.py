@@ -79,6 +79,7 @@ def rules_for(probe: Probe, budget: Budget) -> dict[str, Callable[[], list[Findi
         "activation-scale of weights": lambda: of_parameters.weights_too_small(model),
         "no-update of frozen layers": lambda: of_parameters.frozen_at_random(model),
         "train-eval-mismatch of modes": lambda: of_layers.wrong_modes(model),
+        "train-eval-mismatch of statistics": lambda: of_layers.slow_statistics(model),
         "train-eval-mismatch of dropout": lambda: of_layers.dropped_everything(model),
         "bias-not-zero": lambda: of_parameters.bias_not_zero(model),
         "unseeded": of_data.unseeded,

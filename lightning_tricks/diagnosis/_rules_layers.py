@@ -137,6 +137,31 @@ def wrong_modes(model: nn.Module) -> list[Finding]:
     return [Finding("train-eval-mismatch", "warning", asleep[0], what, cure)]
 
 
+def slow_statistics(model: nn.Module) -> list[Finding]:
+    """Find batch norms whose running statistics would take 10,000 steps and more to follow, and have not begun.
+
+    Example:
+        >>> slow_statistics(nn.BatchNorm1d(3, momentum=1e-5))[0].rule
+        'train-eval-mismatch'
+    """
+    kind = nn.modules.batchnorm._BatchNorm
+    found = {
+        name or "model": m.momentum
+        for name, m in model.named_modules()
+        if isinstance(m, kind)
+        and m.momentum is not None
+        and m.momentum <= 1e-4
+        and m.num_batches_tracked is not None
+        and not m.num_batches_tracked
+    }
+    if not found:
+        return []
+    name, momentum = next(iter(found.items()))
+    what = f"running statistics move by {momentum:g} of the way in a step, so that evaluation will not know them"
+    cure = "PyTorch's momentum is the share of the new batch: 0.1 is usual (1 minus that of other frameworks)."
+    return [Finding("train-eval-mismatch", "warning", name, what, cure)]
+
+
 def dropped_everything(model: nn.Module) -> list[Finding]:
     """Find dropout that leaves almost nothing.
 

@@ -41,7 +41,7 @@ def _not_learned(probe: Probe, batch: Any, start: float, end: float, count: int)
     if _gain(start, end) >= 0.1 or start < _CONVERGED * _guessing(probe):
         return []
     seen = f"{STEPS} steps on {count} samples take the loss from {start:.3g} to {end:.3g}"
-    for factor, rule in ((100.0, "lr-too-low"), (0.01, "lr-too-high")):
+    for factor, rule in ((100.0, "lr-too-low"), (1e4, "lr-too-low"), (0.01, "lr-too-high")):
         twin = _undropped(probe)
         probe.run_steps(twin, batch, STEPS, lr_factor=factor)
         other = probe.loss(twin, batch)
