@@ -163,7 +163,7 @@ def asleep():
     return program
 
 
-def slow_statistics():
+def slow_norm():
     net = nn.Sequential(nn.Linear(6, 32), nn.BatchNorm1d(32, momentum=1e-3), nn.ReLU(), nn.Linear(32, 4))
     return Program(net)  # not slow enough to be told from the number alone
 
@@ -198,7 +198,7 @@ FAULTS = {
     "dead": ("dead-units", "error", "quick", lambda: (deep(-30.0), None)),
     "saturated": ("saturated-units", "warning", "quick", lambda: (deep(act=nn.Tanh, scale=100), None)),
     "asleep": ("train-eval-mismatch", "warning", "quick", lambda: (asleep(), None)),
-    "slow statistics": ("train-eval-mismatch", "warning", "full", lambda: (slow_statistics(), loader(X * 3 + 5, Y))),
+    "slow statistics": ("train-eval-mismatch", "warning", "full", lambda: (slow_norm(), loader(X * 3 + 5, Y))),
     "dropped": ("train-eval-mismatch", "warning", "quick", lambda: (Program(MLP(6, 4, dropout=0.95)), None)),
     "frozen": ("no-update", "warning", "quick", lambda: (frozen(), None)),
     "small": ("activation-scale", "warning", "quick", lambda: (small(), None)),
