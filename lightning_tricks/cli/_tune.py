@@ -1,5 +1,6 @@
 """A search out of a file of settings."""
 
+import json
 from argparse import ArgumentError
 from collections.abc import Mapping
 from copy import deepcopy
@@ -8,7 +9,6 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -35,7 +35,7 @@ def add_tune_options(parser: LightningArgumentParser) -> None:
         help="what to search: options such as model.lr or data.batch_size, each a list of choices or a mapping with "
         "low, high and perhaps log, step, window; or the path of a YAML file with such a mapping",
     )
-    parser.add_function_arguments(search, skip=_SHARED | _PYTHON_ONLY)
+    parser.add_function_arguments(search, skip={*_SHARED, *_PYTHON_ONLY})
     add_trainer_options(parser, "fit")
 
 
@@ -44,7 +44,7 @@ def tune(cli: TricksCLI) -> int:
     from lightning_tricks.tune import search
     from lightning_tricks.tune._space import check_space, space_of
 
-    settings = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
+    settings = json.loads(cli.parser.dump(cli.config, skip_none=False, format="json"))
     if settings.get("data") is None:
         raise UsageError(NO_DATA)
     space = settings["space"]
@@ -53,7 +53,7 @@ def tune(cli: TricksCLI) -> int:
     _check_names(cast(Mapping[str, Any], space), parts)
     trainer = settings["trainer"]
     recipe = {name: settings[name] for name in ("monitor", "mode", "patience")}
-    result = search(
+    result = call_search(
         cast(Any, parts["model"]),
         cast(Any, parts["data"]),
         space,
@@ -68,6 +68,13 @@ def tune(cli: TricksCLI) -> int:
     print(result.explain())
     print(result)
     return 0
+
+
+def call_search(*args: Any, **options: Any) -> Any:
+    """Call :func:`~lightning_tricks.search`."""
+    from lightning_tricks.tune import search
+
+    return search(*args, **options)
 
 
 @dataclass(frozen=True)
@@ -165,7 +172,7 @@ class LoggerOf:
 
     def _one(self, entry: dict[str, Any], folder: Path) -> Logger:
         arguments = {**entry.get("init_args", {}), "save_dir": str(folder)}
-        logger = made(Logger, {**entry, "init_args": arguments})
+        logger: Logger = made(Logger, {**entry, "init_args": arguments})
         if isinstance(logger, WandbLogger):
             named = {"name": folder.name, "group": folder.parent.name, **entry.get("dict_kwargs", {})}
             logger._wandb_init.update(named)
