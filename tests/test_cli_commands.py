@@ -217,11 +217,11 @@ def searched(monkeypatch):
         def explain(self):
             return "explained"
 
-    def search(make_model, data, space, **options):
-        calls.append({"make_model": make_model, "data": data, "space": space, **options})
+    def call(function, *args, **options):
+        calls.append((function, args, options))
         return Result()
 
-    monkeypatch.setattr(_tune, "call_search", search)
+    monkeypatch.setattr(_tune, "call", call)
     return calls
 
 
@@ -242,22 +242,40 @@ def test_tune_makes_models_and_data_with_hyperparameters(searched):
     logger = ["--trainer.logger=WandbLogger", "--trainer.logger.offline=true", "--trainer.logger.project=digits"]
     callbacks = ["--trainer.callbacks+=LearningRateMonitor", "--trainer.max_epochs=4"]
     assert tune_once("--workers=2", "--prune=asha", "--seed_everything=5", *callbacks, *logger) == 0
-    (call,) = searched
-    assert call["space"]["model.lr"] == lt.Float(1e-4, 1e-1, log=True)
+    ((function, (make_model, data, space), call),) = searched
+    assert function is lt.search
+    assert space["model.lr"] == lt.Float(1e-4, 1e-1, log=True)
     assert (call["trials"], call["workers"], call["prune"], call["seed"]) == (3, 2, "asha", 5)
     assert call["trainer"]["max_epochs"] == 4
     assert not {"callbacks", "logger"} & set(call["trainer"])
     params = {"model.lr": 0.05, "model.net.dropout": 0.2, "data.batch_size": 7}
-    model = pickle.loads(pickle.dumps(call["make_model"]))(**params)
+    model = pickle.loads(pickle.dumps(make_model))(**params)
     assert (model.lr, model.num_classes) == (0.05, 10)
     assert [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)] == [0.2]
-    assert call["data"](**params).batch_size == 7
+    assert data(**params).batch_size == 7
     first, second = call["callbacks"](), call["callbacks"]()
     assert {"LearningRateMonitor", "EarlyStopping"} <= {type(callback).__name__ for callback in first}
     assert not {id(callback) for callback in first} & {id(callback) for callback in second}
-    made = call["logger"](Path("here/study/trial-001"), params)
-    assert made._wandb_init["group"] == "study"
-    assert (made._wandb_init["name"], made.save_dir) == ("trial-001", "here/study/trial-001")
+    assert (call["logger"]["offline"], call["logger"]["project"]) == (True, "digits")
+    assert "save_dir" not in call["logger"]
+
+
+def test_tune_gives_every_trial_loggers_in_its_folder(searched):
+    assert tune_once(*CSV) == 0
+    ((_, _, call),) = searched
+    made = call["logger"](Path("here/study/trial-001"), {})
+    assert (made.save_dir, made.name) == ("here/study/trial-001", "run")
+
+
+def test_tune_joins_a_search_that_runs(searched):
+    assert main(["tune", *EVERYTHING, "--join=there/study", "--workers=2"]) == 0
+    url = "postgresql://host/searches"
+    assert main(["tune", *EVERYTHING, f"--join={url}", "--study=digits", "--folder=mine"]) == 0
+    (function, (where, make_model, _), options), (_, (address, *_), more) = searched
+    assert function is lt.tune.join
+    assert (where, options["workers"], "folder" in options) == ("there/study", 2, False)
+    assert make_model(**{"model.lr": 0.5}).lr == 0.5
+    assert (address, more["study"], more["folder"]) == (url, "digits", "mine")
 
 
 def test_tune_searches(capsys):

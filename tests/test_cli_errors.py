@@ -75,7 +75,7 @@ WRONG = {
     ),
     "too few samples": (["predict", *EVERYTHING, "--samples=1"], r"samples must be in \[2, inf\), but got 1"),
     "a file of an unknown kind": (["predict", *EVERYTHING, "--out=x.txt"], "must be one of .csv, .npz, .parquet, but"),
-    "no space": (["tune", *EVERYTHING], "this command needs a value for --space, --trials."),
+    "no space": (["tune", *EVERYTHING], "tune needs --space and --trials, or --join"),
     "a hyperparameter of nothing": (
         ["tune", *EVERYTHING, *SPACE, '{"lr": [1, 2]}'],
         "each name of --space must be an option of the model or the data, such as model.lr .*but got 'lr'",
