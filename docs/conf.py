@@ -46,6 +46,7 @@ nitpick_ignore_regex = [("py:.*", r"(?!lightning_tricks).*"), ("py:.*", r"lightn
 
 def setup(app):
     app.connect("builder-inited", generate)
+    app.connect("env-get-outdated", lambda *_: ["index"])  # it holds the navigation
     app.connect("source-read", read)
     app.connect("autodoc-skip-member", api.skip_hooks)
 

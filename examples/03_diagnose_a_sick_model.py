@@ -40,7 +40,7 @@ class Digits(L.LightningModule):
     def validation_step(self, batch, batch_idx):
         self.log("val_acc", (self(batch[0]).argmax(-1) == batch[1]).float().mean())
 
-    def on_validation_epoch_end(self):
+    def on_validation_end(self):
         self.losses.append(float(self.trainer.callback_metrics["val_acc"]))
 
     def configure_optimizers(self):

@@ -9,7 +9,17 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted([*DOCS.glob("*.md"), *ROOT.glob("*.md"), *(ROOT / "examples").glob("*.md")])
 # What is about no single trick.
-OTHER = {"index", "quickstart", "migrating", "multi_gpu", "bug_report", "benchmarks", "design", "peers_stopping", "uci_dropout"}
+OTHER = {
+    "index",
+    "quickstart",
+    "migrating",
+    "multi_gpu",
+    "bug_report",
+    "benchmarks",
+    "design",
+    "peers_stopping",
+    "uci_dropout",
+}
 SHAPE = ("problem", "advice", "one line", "exactly", "costs", "differ", "sources")
 FENCES = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
@@ -37,10 +47,14 @@ def test_links_lead_somewhere(page):
         if anchor and target.endswith(".md"):
             headings = re.findall(r"^#+ (.+)$", (page.parent / target).read_text(encoding="utf-8"), flags=re.MULTILINE)
             slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-            assert anchor in slugs, f"{page.name} links to {target}#{anchor}, but the headings there are {sorted(slugs)}"
+            assert anchor in slugs, (
+                f"{page.name} links to {target}#{anchor}, but the headings there are {sorted(slugs)}"
+            )
 
 
-@pytest.mark.parametrize("page", [page for page in DOCS.glob("*.md") if page.stem not in OTHER], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [page for page in DOCS.glob("*.md") if page.stem not in OTHER], ids=lambda page: page.stem
+)
 def test_every_tricks_page_has_the_common_shape(page):
     text = FENCES.sub("", page.read_text(encoding="utf-8"))
     parts = re.findall(r"^## (.+)$|^\*\*(.+?)\*\*", text, flags=re.MULTILINE)

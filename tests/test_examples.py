@@ -1,14 +1,13 @@
 """Every example runs, in shortened form, and draws its pictures; what it promises about itself holds."""
 
 import ast
-import logging
 import re
+import sys
 import warnings
 from importlib import import_module
 from pathlib import Path
 
 import pytest
-import torch
 from helpers import run_ranks
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -20,12 +19,6 @@ ALONE = {"08_multi_gpu"}
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    yield
-    torch.set_num_threads(threads)
-    logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
 
 
 @pytest.mark.parametrize("name", [path.stem for path in SCRIPTS if path.stem not in ALONE])
@@ -37,8 +30,6 @@ def test_it_runs_and_draws(name, tmp_path):
 
 
 def ddp(rank, out):
-    import sys
-
     sys.path.insert(0, str(EXAMPLES))
     warnings.simplefilter("ignore")
     return import_module("08_multi_gpu").main(Path(out), quick=True)

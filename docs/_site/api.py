@@ -77,7 +77,7 @@ def _entry(name, thing):
     if inspect.isroutine(thing):
         return f".. autofunction:: {name}\n\n"
     shown = ", ".join(f"``{entry}``" for entry in thing) if isinstance(thing, Mapping | tuple) else f"``{thing!r}``"
-    return f".. py:data:: {name}\n\n   {'Keys: ' if isinstance(thing, Mapping) else ''}{shown}\n\n"
+    return f".. py:data:: {name.rpartition('.')[2]}\n\n   {'Keys: ' if isinstance(thing, Mapping) else ''}{shown}\n\n"
 
 
 def _public(module):

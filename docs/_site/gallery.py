@@ -7,6 +7,7 @@ that are there already are kept as long as neither the example nor the package h
 import ast
 import hashlib
 import io
+import logging
 import os
 import subprocess
 import sys
@@ -52,6 +53,7 @@ def draw(example, out):
 def _run_here(example, out, quick):
     sys.path[:0] = [str(EXAMPLES)]
     said = io.StringIO()
+    logging.disable(logging.WARNING)
     try:
         with redirect_stdout(said), redirect_stderr(said), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -60,6 +62,7 @@ def _run_here(example, out, quick):
         sys.stderr.write(f"{example.name} failed. It said:\n{said.getvalue()[-4000:]}\n")
         raise
     finally:
+        logging.disable(logging.NOTSET)
         sys.path.remove(str(EXAMPLES))
 
 
@@ -104,12 +107,13 @@ def _number(example):
 def _page(example, folder):
     title, run, rest = _describe(example)
     code = f"```{{literalinclude}} ../../../examples/{example.name}\n:language: python\n```"
-    return f"# {_number(example)}{title}\n\n```\n{run}\n```\n\n{rest}\n\n{_show(folder, example)}\n\n## The code\n\n{code}\n"
+    head = f"# {_number(example)}{title}\n\n```\n{run}\n```\n\n{rest}"
+    return f"{head}\n\n{_show(folder, example)}\n\n## The code\n\n{code}\n"
 
 
 def _index(folder):
     text = (
-        "# Examples and their pictures\n\nEach example is one complete file in `examples/`, runs in under a minute on a "
+        "# Examples and their pictures\n\nEach example is one complete file, runs in under a minute on a "
         "CPU, downloads nothing, and drew the pictures below while this site was built.\n\n"
     )
     for example in scripts():
