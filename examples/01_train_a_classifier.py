@@ -20,8 +20,8 @@ from lightning_tricks.plots import learning_curves
 def main(out, quick=False):
     L.seed_everything(0, verbose=False)
     data = lt.DigitsDataModule(batch_size=64, seed=0)  # 60 % training, 20 % validation, 20 % test, by class
-    net = lt.MLP(64, 10, hidden_features=(128, 128), dropout=0.3)
-    model = lt.Classifier(net, num_classes=10, optimizer="adam", lr=1e-2, weight_decay=1e-4)
+    net = lt.MLP(64, 10, hidden_features=(128, 128), dropout=0.5)
+    model = lt.Classifier(net, num_classes=10, optimizer="adam", lr=3e-3, weight_decay=1e-4)
 
     callbacks = lt.recipe("val_loss", patience=4 if quick else 12)
     logger = CSVLogger(out, name="train")

@@ -29,7 +29,7 @@ def main(out, quick=False):
 def train(activation, init, quick):
     L.seed_everything(0, verbose=False)
     net = lt.MLP(64, 10, hidden_features=(64,) * 10, activation=activation, norm="none")
-    model = lt.Classifier(net, num_classes=10, optimizer="sgd", lr=0.1)
+    model = lt.Classifier(net, num_classes=10, optimizer="sgd", lr=0.05)
     norms, activations = lt.NormMonitor(every_n_steps=10), lt.ActivationMonitor(every_n_steps=10)
     trainer = L.Trainer(
         max_epochs=1 if quick else 15,

@@ -45,7 +45,8 @@ def picture(truth, predicted, result):
     mean, error = result.mean("val_rmse"), result.standard_error("val_rmse")
     axes[1].axhline(mean, color=COLORS[0], label=f"mean {mean:.3f} ± {error:.3f}")
     axes[1].set(xlabel="fold", ylabel="val_rmse (standard deviations)", xticks=range(1, len(scores) + 1))
-    axes[1].legend(fontsize=8, frameon=False, loc="lower right")
+    axes[1].set_ylim(0, 1.2 * max(scores))
+    axes[1].legend(fontsize=8, frameon=False)
     return figure
 
 
