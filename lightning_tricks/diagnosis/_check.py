@@ -3,6 +3,7 @@
 import platform
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 import lightning
@@ -168,6 +169,10 @@ def _with_optimizers(probe: Probe) -> tuple[LightningModule, list[torch.optim.Op
 
 def _mixing(probe: Probe) -> list[Finding]:
     twin = probe.fresh()
+    with suppress(RuntimeError):  # a model without a backward pass in evaluation mode
+        gradient = probe.cross_gradient(twin)
+        if gradient is not None and (found := of_outputs.batch_mixing_gradient(gradient)):
+            return found
     before, after = probe.predict(twin, probe.batch), probe.predict(twin, probe.exchanged())
     return of_outputs.batch_mixing(before, after, len(probe.inputs))
 

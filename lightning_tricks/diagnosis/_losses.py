@@ -1,7 +1,7 @@
 """Sees which loss a training step calls, with what: no guessing from class names."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch.nn.functional as F
@@ -34,6 +34,9 @@ class LossCall:
         is_sum: whether it sums instead of averaging.
         ignore_index: label that does not count.
         last_operation: name of the operation that made the prediction.
+        value: what it returned.
+        is_plain: whether it is a mean over samples without weights.
+        smoothing: of the labels.
     """
 
     name: str
@@ -42,6 +45,9 @@ class LossCall:
     is_sum: bool = False
     ignore_index: int = -100
     last_operation: str = ""
+    value: Tensor | None = None
+    is_plain: bool = True
+    smoothing: float = 0.0
 
     @property
     def num_classes(self) -> int:
@@ -68,6 +74,9 @@ class LossCall:
 class LossSpy(TorchFunctionMode):
     """Keeps every call of a loss function that is made while it is active.
 
+    Args:
+        keep_graph: whether predictions keep the graph that made them.
+
     Example:
         >>> import torch
         >>> with LossSpy() as spy:
@@ -76,9 +85,10 @@ class LossSpy(TorchFunctionMode):
         'mse_loss'
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, keep_graph: bool = False) -> None:
         super().__init__()
         self.calls: list[LossCall] = []
+        self._keep_graph = keep_graph
 
     def __torch_function__(
         self,
@@ -96,6 +106,19 @@ class LossSpy(TorchFunctionMode):
                 operation = type(prediction.grad_fn).__name__ if prediction.grad_fn is not None else ""
                 is_sum = kwargs.get("reduction") == "sum"
                 ignored = kwargs.get("ignore_index", -100)
-                call = LossCall(name, prediction.detach(), target.detach(), is_sum, ignored, operation)
-                self.calls.append(call)
-        return func(*args, **kwargs)
+                weights = [args[2] if len(args) > 2 else None, kwargs.get("weight"), kwargs.get("pos_weight")]
+                call = LossCall(
+                    name,
+                    prediction if self._keep_graph else prediction.detach(),
+                    target.detach(),
+                    is_sum,
+                    ignored,
+                    operation,
+                    is_plain=kwargs.get("reduction", "mean") == "mean" and all(w is None for w in weights),
+                    smoothing=kwargs.get("label_smoothing", 0.0),
+                )
+                self.calls.append(call)  # before it runs: it may fail on what it is given
+        value = func(*args, **kwargs)
+        if name is not None and self.calls and isinstance(value, Tensor):
+            self.calls[-1] = replace(self.calls[-1], value=value.detach())
+        return value

@@ -139,6 +139,26 @@ class Probe:
         with self._precision():
             return _loss_of(model.training_step(batch, 0)).item()
 
+    def cross_gradient(self, model: LightningModule) -> Tensor | None:
+        """Return how much the output for the first sample depends on each sample's input, ``(B,)``.
+
+        It is the norm of the gradient of a random projection in evaluation mode: a plain sum is blind behind a softmax
+        or a LayerNorm. None for inputs or models that have no gradient (integers).
+        """
+        if not self.inputs.is_floating_point():
+            return None
+        x = self.inputs.detach().clone().requires_grad_()
+        model.eval()
+        with torch.enable_grad(), self._precision(), LossSpy(keep_graph=True) as spy:
+            model.training_step(with_input(self.batch, x), 0)
+            rows = [] if not spy.calls else rows_of_first(spy.calls[-1].prediction, len(x))
+            if not rows or not rows[0].requires_grad:
+                return None
+            found = [torch.autograd.grad(_projected(part), x, retain_graph=True)[0] for part in rows]
+        # where the rows of time steps may lie either way, the way in which fewer samples mix is the right one
+        norms = [gradient.double().flatten(1).norm(dim=1) for gradient in found]
+        return min(norms, key=lambda norm: int((norm[1:] > 0).sum()))
+
     def exchanged(self) -> Any:
         """Return the batch with its first input replaced by its second."""
         x = self.inputs.clone()
@@ -193,6 +213,23 @@ def batch_size_of(loader: DataLoader[Any]) -> int | None:
     """Return the batch size of a loader or of its batch sampler; None if the dataset itself makes batches."""
     size = loader.batch_size if loader.batch_size is not None else getattr(loader.batch_sampler, "batch_size", None)
     return size if isinstance(size, int) else None
+
+
+def rows_of_first(prediction: Tensor, batch_size: int) -> list[Tensor]:
+    """Return the rows of a prediction that may belong to the first sample: each way in which time steps may lie.
+
+    Example:
+        >>> [part.tolist() for part in rows_of_first(torch.arange(6), 3)]
+        [[0, 1], [0, 3]]
+    """
+    if prediction.ndim == 0 or prediction.shape[0] % batch_size:
+        return []
+    per_sample = prediction.shape[0] // batch_size
+    return [prediction[:per_sample]] if per_sample == 1 else [prediction[:per_sample], prediction[::batch_size]]
+
+
+def _projected(part: Tensor) -> Tensor:
+    return (part * torch.randn_like(part)).sum()
 
 
 def with_input(batch: Any, x: Tensor) -> Any:

@@ -114,6 +114,9 @@ def output_bias(call: LossCall) -> list[Finding]:
     return [Finding("output-bias", "info", "last layer", what, cure)]
 
 
+_UNMIX = "Look for a wrong batch_first, view or transpose, and for a softmax or norm over dim=0."
+
+
 def batch_mixing(before: Tensor, after: Tensor, batch_size: int) -> list[Finding]:
     """Compare predictions in evaluation mode before and after the first sample was exchanged: no other may move.
 
@@ -135,8 +138,25 @@ def batch_mixing(before: Tensor, after: Tensor, batch_size: int) -> list[Finding
     if share == 0:
         return []
     what = f"exchanging one sample changes the predictions for {share:.0%} of the others"
-    cure = "Look for a wrong batch_first, view or transpose, and for a softmax or norm over dim=0."
-    return [Finding("batch-mixing", "error", "forward", what, cure)]
+    return [Finding("batch-mixing", "error", "forward", what, _UNMIX)]
+
+
+def batch_mixing_gradient(gradient: Tensor) -> list[Finding]:
+    """Look at the gradient of one sample's output with respect to every sample's input: only its own may count.
+
+    Args:
+        gradient: norms, ``(B,)``; the first is the sample's own.
+
+    Example:
+        >>> batch_mixing_gradient(torch.tensor([2.0, 0, 0])), len(batch_mixing_gradient(torch.tensor([2.0, 0, 0.1])))
+        ([], 1)
+    """
+    others = gradient[1:] > 1e-9 * gradient.max()
+    if not others.any():
+        return []
+    share = others.double().mean().item()
+    what = f"the output for one sample depends on the inputs of {share:.0%} of the others, by its gradient"
+    return [Finding("batch-mixing", "error", "forward", what, _UNMIX)]
 
 
 def nondeterministic_eval(first: Tensor, second: Tensor) -> list[Finding]:
