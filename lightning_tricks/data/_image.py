@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from typing_extensions import Self, Unpack
+from typing_extensions import Unpack
 
 from lightning_tricks._base import UserInputError, check_choice, check_range, log_figure
 from lightning_tricks.data._datamodule import Split, SplitBy, SplitDataModule
@@ -28,6 +28,9 @@ from lightning_tricks.data.augment import BatchAugment, Op, standard_ops
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from typing_extensions import Self
+else:
+    Self = "ImageDataModule"  # the command line evaluates what a constructor says that it returns
 
 Augment = Literal["none", "standard"] | Sequence[Op] | BatchAugment
 MAX_DECODED = 4096  # pictures read from files for the statistics; their means differ from all pictures' by under 1 %
