@@ -36,6 +36,8 @@ HOW: dict[str, tuple[tuple[str, ...], tuple[str, ...] | None, bool]] = {
     "cross_validation": ((), None, False),
     "data_loading": ((), (), False),
     "digits_uncertainty": ((), ("--runs", "1", "--epochs", "2", "--samples", "5"), False),
+    "diagnosis": ((), None, False),
+    "faults": ((), None, True),  # hours
     "import_time": ((), (), False),
     "init": ((), (), False),
     "mc_dropout": (("--rounds", "5"), ("--only", "head", "--rounds", "1"), False),
@@ -53,16 +55,24 @@ HOW: dict[str, tuple[tuple[str, ...], tuple[str, ...] | None, bool]] = {
 
 def plans() -> list[Plan]:
     """Return all benchmarks in order of their names."""
-    found = (path for path in FOLDER.glob("*.py") if not path.name.startswith("_") and path.stem not in SHARED)
-    return [plan_of(path.stem) for path in sorted(found)]
+    return [plan_of(name) for name in _names()]
 
 
 def plan_of(name: str) -> Plan:
     """Return how the benchmark of this name is run."""
-    path = FOLDER / f"{name}.py"
-    if name in SHARED or name.startswith("_") or not path.exists():
-        names = ", ".join(sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in SHARED))
-        raise SystemExit(f"there is no benchmark {name!r}; there are {names}")
-    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or name
+    if name not in _names():
+        raise SystemExit(f"there is no benchmark {name!r}; there are {', '.join(_names())}")
+    text = ast.get_docstring(ast.parse(file_of(name).read_text(encoding="utf-8"))) or name
     arguments, quick, only_if_named = HOW.get(name, ((), None, False))
     return Plan(name, text.split("\n")[0], arguments, quick, only_if_named)
+
+
+def file_of(name: str) -> Path:
+    """Return the file that says what the benchmark does."""
+    return FOLDER / f"{name}.py" if (FOLDER / f"{name}.py").exists() else FOLDER / name / "__init__.py"
+
+
+def _names() -> list[str]:
+    files = {path.stem for path in FOLDER.glob("*.py") if not path.name.startswith("_")}
+    packages = {path.parent.name for path in FOLDER.glob("*/__main__.py")}
+    return sorted((files | packages) - SHARED)

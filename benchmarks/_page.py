@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks._catalogue import Plan, plans
+from benchmarks._catalogue import FOLDER, Plan, file_of, plans
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 HEAD = """# Benchmarks
@@ -45,7 +45,8 @@ def _machines(runs: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _section(plan: Plan, run: Mapping[str, Any] | None) -> str:
     head = f"## {plan.name}\n\n{plan.claim}\n\n"
-    source = f"[benchmarks/{plan.name}.py](../benchmarks/{plan.name}.py)"
+    file = file_of(plan.name).relative_to(FOLDER.parent).as_posix()
+    source = f"[{file}](../{file})"
     if run is None:
         return (
             f"{head}`python -m benchmarks.{plan.name}` ({source}). It takes long or needs data that do not ship, and "

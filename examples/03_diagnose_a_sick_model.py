@@ -1,11 +1,13 @@
-"""Diagnose a sick model before the first step, and see what curing it is worth.
+"""Diagnose a sick model, before the first step and while it learns, and see what the cures are worth.
 
 Run: python examples/03_diagnose_a_sick_model.py [--out pictures] [--quick]
 
-The net below trains without an error message, and badly. It has four faults that one meets in real code: a softmax
-before a loss that applies its own, inputs that nobody scaled, a layer that the optimizer never got, and all weights of
-a layer alike.
+The net trains without an error message, and badly. Three faults that one meets in real code can be known beforehand: a
+softmax before a loss that applies its own, inputs that nobody scaled, and a layer whose weights are all alike. With them
+cured, a learning rate that is far too high shows only while the net learns.
 """
+
+import warnings
 
 import lightning as L
 import torch
@@ -19,14 +21,14 @@ from lightning_tricks.plots import learning_curves
 
 
 class Digits(L.LightningModule):
-    """A plain LightningModule; ``sick`` puts the four faults in."""
+    """A plain LightningModule; ``sick`` puts the faults in."""
 
-    def __init__(self, sick):
+    def __init__(self, sick, lr):
         super().__init__()
-        self.sick = sick
+        self.sick, self.lr = sick, lr
         self.hidden = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU())
         self.head = nn.Linear(64, 10)
-        self.losses = []
+        self.accuracy = []
         if sick:
             nn.init.constant_(self.hidden[2].weight, 0.01)  # every unit learns the same
 
@@ -41,11 +43,10 @@ class Digits(L.LightningModule):
         self.log("val_acc", (self(batch[0]).argmax(-1) == batch[1]).float().mean())
 
     def on_validation_end(self):
-        self.losses.append(float(self.trainer.callback_metrics["val_acc"]))
+        self.accuracy.append((self.current_epoch, float(self.trainer.callback_metrics["val_acc"])))
 
     def configure_optimizers(self):
-        learns = self.hidden if self.sick else self  # the head was forgotten
-        return torch.optim.SGD(learns.parameters(), lr=0.1)
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
 
 
 def loaders(sick):
@@ -57,27 +58,31 @@ def loaders(sick):
 
 
 def main(out, quick=False):
-    reports, accuracy = {}, {}
-    for name, sick in (("sick", True), ("cured", False)):
+    found, curves = {}, {}
+    for name, sick, lr in (("sick", True, 0.1), ("learning rate too high", False, 8.0), ("cured", False, 0.1)):
         L.seed_everything(0, verbose=False)
-        model, (train, val) = Digits(sick), loaders(sick)
-        reports[name] = lt.check(model, train)
-        print(f"\n{name}:\n{reports[name]}")
+        model, (train, val) = Digits(sick, lr), loaders(sick)
+        print(f"\n{name}, before the first step:\n{lt.check(model, train)}")
+
+        diagnosis = lt.Diagnosis(every_n_steps=10, report=out / f"{name.replace(' ', '_')}.html")
         trainer = L.Trainer(
-            max_epochs=2 if quick else 20,
+            max_epochs=1 if quick else 20,
+            callbacks=[diagnosis],
             accelerator="cpu",
             logger=False,
             enable_checkpointing=False,
             num_sanity_val_steps=0,
         )
-        trainer.fit(model, train, val)
-        accuracy[name] = list(enumerate(model.losses))
-    out.mkdir(parents=True, exist_ok=True)
-    reports["sick"].to_html(out / "sick.html")
-    figure = learning_curves(accuracy, ylabel="validation accuracy", log_scale=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # each finding is a warning, too
+            trainer.fit(model, train, val)
+        print(f"{name}, while it learned:", *diagnosis.findings or ["nothing"], sep="\n  ")
+        found[name] = [finding.rule for finding in diagnosis.findings]
+        curves[name] = model.accuracy
+    figure = learning_curves(curves, ylabel="validation accuracy", log_scale=False)
     figure.axes[0].set_ylim(0, 1)
     save(figure, out / "sick_and_cured.png")
-    return reports
+    return found
 
 
 if __name__ == "__main__":

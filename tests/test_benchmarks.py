@@ -28,6 +28,7 @@ def fake(tmp_path, monkeypatch):
     (folder / "works.py").write_text(FAKE)
     (folder / "breaks.py").write_text('"""Claim: nothing."""\nraise SystemExit(3)\n')
     monkeypatch.setattr(_catalogue, "FOLDER", folder)
+    monkeypatch.setattr(_page, "FOLDER", folder)
     monkeypatch.setattr(_results, "ROOT", tmp_path)
     return ["--results", str(tmp_path / "results.jsonl"), "--docs", str(tmp_path / "benchmarks.md")]
 

@@ -1,7 +1,7 @@
 """The order of the pages. The pages themselves hold no directives, so that they read well where the code is hosted."""
 
 PAGES = {
-    "Start": ["quickstart", "migrating", "multi_gpu", "generated/gallery/index"],
+    "Start": ["quickstart", "recipe", "generated/gallery/index", "migrating", "multi_gpu"],
     "Before training": ["initialisation", "normalisation", "optimizers", "lr_finder", "preflight"],
     "While training": [
         "early_stopping",
@@ -15,7 +15,7 @@ PAGES = {
     "How sure is it?": ["mc_dropout", "uncertainty_measures", "uci_dropout"],
     "Data": ["datamodules", "splits", "augmentation", "text_augmentation"],
     "Which settings?": ["cross_validation", "search", "coarse_to_fine"],
-    "Tools": ["cli", "wandb"],
+    "Tools": ["command_line", "wandb"],
     "Reference": [
         "generated/api/index",
         "benchmarks",
