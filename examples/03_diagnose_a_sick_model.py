@@ -2,9 +2,9 @@
 
 Run: python examples/03_diagnose_a_sick_model.py [--out pictures] [--quick]
 
-The net trains without an error message, and badly. Three faults that one meets in real code can be known beforehand: a
-softmax before a loss that applies its own, inputs that nobody scaled, and a layer whose weights are all alike. With them
-cured, a learning rate that is far too high shows only while the net learns.
+The net trains without an error message, and badly. Three faults that one meets in real code can be known beforehand:
+a softmax before a loss that applies its own, inputs that nobody scaled, and a layer whose weights are all alike. With
+them cured, a learning rate that is far too high shows only while the net learns.
 """
 
 import warnings
