@@ -2,8 +2,8 @@
 
 Run: python examples/_notebook.py
 
-Needs no Jupyter. The cells run here in order, as they would there; what they print, the value of a cell's last line, and
-figures become the outputs.
+Needs no Jupyter. The cells run here in order, as they would there; what they print, and the value of a cell's last
+line, become the outputs.
 """
 
 import ast
@@ -31,9 +31,7 @@ CELLS = [
 import lightning as L
 import torch
 
-import lightning_tricks as lt
-
-L.seed_everything(0, verbose=False)""",
+import lightning_tricks as lt""",
     ),
     (
         "markdown",
@@ -43,7 +41,8 @@ L.seed_everything(0, verbose=False)""",
     ),
     (
         "code",
-        """data = lt.DigitsDataModule(batch_size=64, seed=0)
+        """L.seed_everything(0, verbose=False)
+data = lt.DigitsDataModule(batch_size=64, seed=0)
 data.setup("fit")
 x, y = next(iter(data.val_dataloader()))
 x.shape, y.shape, data.num_classes""",
@@ -64,8 +63,8 @@ print(lt.check(model, data))""",
         "markdown",
         """## Train
 
-The recipe initialises by what follows each layer, lowers the learning rate when the loss stagnates, stops early and puts the
-best weights back, watches the norms, and makes resuming exact.""",
+The recipe initialises by what follows each layer, lowers the learning rate when the loss stagnates, stops early and
+puts the best weights back, watches the norms, and makes resuming exact.""",
     ),
     (
         "code",
@@ -113,7 +112,7 @@ learning_curves(
 batches = trainer.predict(lt.MCDropoutPredictor(model, samples=100, seed=0), data)
 entropy = torch.cat([batch["entropy"] for batch in batches])
 answer = torch.cat([batch["label"] for batch in batches])
-pictures, labels = (torch.cat(part) for part in zip(*data.test_dataloader()))
+pictures, labels = (torch.cat(part) for part in zip(*data.test_dataloader(), strict=True))
 print(f"accuracy {scores['test_acc']:.3f} without, {(answer == labels).float().mean():.3f} with dropout on")
 print(f"entropy where it is right {entropy[answer == labels].mean():.2f}, wrong {entropy[answer != labels].mean():.2f}")""",
     ),
@@ -155,9 +154,9 @@ def _execute(source, namespace, count):
         exec(compile(ast.Module(statements, []), "cell", "exec"), namespace)  # noqa: S102
         if last is not None:
             value = eval(compile(ast.Expression(last.value), "cell", "eval"), namespace)  # noqa: S307
-    outputs = (
-        [{"output_type": "stream", "name": "stdout", "text": _lines(printed.getvalue())}] if printed.getvalue() else []
-    )
+    text, outputs = _lines(printed.getvalue()), []
+    if text:
+        outputs.append({"output_type": "stream", "name": "stdout", "text": text})
     if value is not None:
         outputs.append(
             {"output_type": "execute_result", "execution_count": count, "metadata": {}, "data": _data(value)}

@@ -1,6 +1,7 @@
-"""Every example runs, in shortened form, and draws its pictures; what it promises about itself holds."""
+"""Every numbered example runs, in shortened form, and draws its pictures. (Building the site runs all of them.)"""
 
 import ast
+import json
 import re
 import sys
 import warnings
@@ -21,7 +22,7 @@ def importable(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
 
 
-@pytest.mark.parametrize("name", [path.stem for path in SCRIPTS if path.stem not in ALONE])
+@pytest.mark.parametrize("name", [path.stem for path in NUMBERED if path.stem not in ALONE])
 def test_it_runs_and_draws(name, tmp_path):
     import_module(name).main(tmp_path, quick=True)
     pictures = [*tmp_path.glob("*.png")]
@@ -55,3 +56,20 @@ def test_the_numbers_have_no_gap():
 def test_each_stands_in_the_list_of_examples():
     listed = re.findall(r"\]\((\w+\.py)\)", (EXAMPLES / "README.md").read_text(encoding="utf-8"))
     assert sorted(listed) == [path.name for path in SCRIPTS]
+
+
+def test_the_notebook_has_these_cells_and_outputs_of_their_kind():
+    notebook = import_module("_notebook")
+    kept = json.loads(notebook.TARGET.read_text(encoding="utf-8"))["cells"]
+    assert [(cell["cell_type"], "".join(cell["source"])) for cell in kept] == notebook.CELLS
+    assert notebook.TARGET.stat().st_size < 300_000
+
+    def kinds(cells):
+        return [[[*output.get("data", ["text"])] for output in cell.get("outputs", [])] for cell in cells]
+
+    def shorter(source):
+        return source.replace("max_epochs=60", "max_epochs=2").replace("samples=100", "samples=4")
+
+    run = notebook.run([(kind, shorter(source)) for kind, source in notebook.CELLS])["cells"]
+    assert kinds(run) == kinds(kept)
+    assert sum("image/png" in data for cell in kinds(kept) for data in cell) == 3
