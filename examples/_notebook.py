@@ -114,7 +114,8 @@ entropy = torch.cat([batch["entropy"] for batch in batches])
 answer = torch.cat([batch["label"] for batch in batches])
 pictures, labels = (torch.cat(part) for part in zip(*data.test_dataloader(), strict=True))
 print(f"accuracy {scores['test_acc']:.3f} without, {(answer == labels).float().mean():.3f} with dropout on")
-print(f"entropy where it is right {entropy[answer == labels].mean():.2f}, wrong {entropy[answer != labels].mean():.2f}")""",
+right, wrong = (entropy[where].mean() for where in (answer == labels, answer != labels))
+print(f"entropy where it is right {right:.2f}, wrong {wrong:.2f}")""",
     ),
     (
         "code",

@@ -56,8 +56,8 @@ def skip_hooks(app, what, name, member, skip, options):
 def _room(room, title, top):
     module = import_module(f"lightning_tricks.{room}")
     names = _public(module)
-    first = [name for name in names if name in top and getattr(lightning_tricks, name) is getattr(module, name)]
-    rest = [name for name in names if name not in first]
+    first = [name for name in names if lightning_tricks._ROOM_OF.get(name) == room]
+    rest = [name for name in names if name not in top]
     text = _title(title) + (inspect.getdoc(module) or "") + "\n\n"
     text += _section("Top level", ".. py:currentmodule:: lightning_tricks\n\n", "lightning_tricks", first)
     where = f"lightning_tricks.{room}"
