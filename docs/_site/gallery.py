@@ -104,6 +104,10 @@ def _number(example):
     return f"{int(digits)}. " if digits.isdigit() else ""
 
 
+def _short(example):
+    return example.stem.lstrip("0123456789_").replace("_", " ").capitalize()
+
+
 def _page(example, folder):
     title, run, rest = _describe(example)
     code = f"```{{literalinclude}} ../../../examples/{example.name}\n:language: python\n```"
@@ -119,7 +123,7 @@ def _index(folder):
     for example in scripts():
         title, _, rest = _describe(example)
         text += f"## {_number(example)}[{title}]({example.stem}.md)\n\n{rest}\n\n{_show(folder, example)}\n\n"
-    names = "\n".join(example.stem for example in scripts())
+    names = "\n".join(f"{_number(example)}{_short(example)} <{example.stem}>" for example in scripts())
     return f"{text}\n```{{toctree}}\n:hidden:\n\n{names}\n```\n"
 
 

@@ -1,7 +1,8 @@
 """Links to files outside `docs/`: relative paths in the pages, pages of their own on the site.
 
 A link such as `../benchmarks/init.py` works where the code is hosted. For the site, the file becomes a page (Markdown
-as it is, code as a listing, a folder as a list), and so does whatever that page links to in turn.
+as it is, code as a listing, a folder as a list; an example, its page in the gallery), and so does whatever that page
+links to in turn.
 """
 
 import re
@@ -49,6 +50,8 @@ def write(folder):
     while waiting:
         target = waiting.pop()
         done.add(target)
+        if _page_of(target).startswith("generated/gallery/"):
+            continue
         text, linked = _render(target)
         path = (DOCS / _page_of(target)).with_suffix(".md")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,6 +75,10 @@ def _target(link, page):
 
 def _page_of(target):
     relative = target.relative_to(ROOT)
+    if relative.as_posix() in {"examples", "examples/README.md"}:
+        return "generated/gallery/index.md"
+    if relative.parts[0] == "examples" and target.suffix == ".py" and not target.name.startswith("_"):
+        return f"generated/gallery/{target.stem}.md"
     if DOCS in target.parents:
         return relative.relative_to("docs").as_posix()
     if target.is_dir():

@@ -14,7 +14,7 @@ PAGES = {
     ],
     "How sure is it?": ["mc_dropout", "uncertainty_measures", "uci_dropout"],
     "Data": ["datamodules", "splits", "augmentation", "text_augmentation"],
-    "Which settings?": ["cross_validation", "search", "coarse_to_fine"],
+    "Which settings?": ["cross_validation", "hyperparameter_search", "coarse_to_fine"],
     "Tools": ["command_line", "wandb"],
     "Reference": [
         "generated/api/index",
@@ -22,7 +22,7 @@ PAGES = {
         "peers_stopping",
         "design",
         "bug_report",
-        "generated/files/README",
+        "README <generated/files/README>",
         "generated/files/CONTRIBUTING",
         "generated/files/SECURITY",
         "generated/files/CHANGELOG",
@@ -40,7 +40,8 @@ def toctrees(docs):
     )
 
 
-def _exists(docs, page):
+def _exists(docs, entry):
+    page = entry.split("<")[-1].rstrip(">")
     return any((docs / page).with_suffix(suffix).exists() for suffix in (".md", ".rst"))
 
 
