@@ -29,7 +29,8 @@ import lightning_tricks as lt
 from lightning_tricks.data.augment import Brightness, Contrast, CutMix, Saturation, standard_ops
 
 CHANNELS = (16, 48, 96, 192)
-RATE = 0.1
+BATCH = 64
+RATE = 0.05
 EVERY = 4  # epochs between looks at the test pictures
 STANDARD = standard_ops((3, 32, 32))  # a crop with 4 pixels of padding, a flip
 COLOUR = [Brightness(0.2), Contrast(0.2), Saturation(0.2)]
@@ -179,7 +180,7 @@ def main() -> None:
         if key in done:
             continue
         data = lt.ImageDataModule.from_arrays(
-            images, labels, split=split, augment=ARMS[arm], batch_size=128, seed=seed, log_batch=False
+            images, labels, split=split, augment=ARMS[arm], batch_size=BATCH, seed=seed, log_batch=False
         )
         row = train(data, seed, args.epochs, lambda line, a=arm, s=seed: print(a, s, line, flush=True))
         done[key] = dict(zip(("arm", "seed", "epochs", "per_class"), key, strict=True)) | row
