@@ -1,6 +1,6 @@
 """What is augmentation worth? A small ConvNet on a subset of CIFAR-10, with and without, over several seeds.
 
-    python benchmarks/augment_worth.py DATA_FOLDER [--epochs 24] [--seeds 0 1 2] [--runs FILE] [--out PICTURE]
+    python benchmarks/augment_worth.py DATA_FOLDER [--per-class 300] [--epochs 32] [--seeds 0 1 2] [--out PICTURE]
 
 ``DATA_FOLDER`` holds ``cifar10_subset.npz``: JPEG bytes ``train_jpeg`` with ``train_offsets`` and ``train_labels``, and
 the same for ``test_``. The package does it all, as a user would: ``ImageDataModule``, ``Classifier``, a Trainer. Net,
@@ -28,10 +28,10 @@ from torchvision.io import decode_jpeg
 import lightning_tricks as lt
 from lightning_tricks.data.augment import Brightness, Contrast, CutMix, Saturation, standard_ops
 
-CHANNELS = (16, 48, 96, 192)
+CHANNELS = (16, 32, 64, 128)
 BATCH = 64
 RATE = 0.05
-EVERY = 4  # epochs between looks at the test pictures
+EVERY = 8  # epochs between looks at the test pictures
 STANDARD = standard_ops((3, 32, 32))  # a crop with 4 pixels of padding, a flip
 COLOUR = [Brightness(0.2), Contrast(0.2), Saturation(0.2)]
 ARMS = {
@@ -162,8 +162,8 @@ def table(runs):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
-    parser.add_argument("--per-class", type=int, default=1500, help="training pictures of each class")
-    parser.add_argument("--epochs", type=int, default=24, help=f"a multiple of {EVERY}")
+    parser.add_argument("--per-class", type=int, default=300, help="training pictures of each class")
+    parser.add_argument("--epochs", type=int, default=32, help=f"a multiple of {EVERY}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=["none", "standard"])
     parser.add_argument("--runs", type=Path, default=Path("augment_worth.jsonl"))
