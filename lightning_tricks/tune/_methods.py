@@ -50,8 +50,8 @@ def choose(method: "Method | BaseSampler", space: Space, *, trials: int, seed: i
 
     if isinstance(method, GridSampler | BruteForceSampler):
         raise UserInputError(
-            f"{type(method).__name__} ends with study.stop(), which works in study.optimize() only, and loses points that "
-            "fail. Give method='grid'."
+            f"{type(method).__name__} ends with study.stop(), which works in study.optimize() only, and loses points "
+            "that fail. Give method='grid'."
         )
     if isinstance(method, BaseSampler):
         return Chosen(type(method).__name__, "given", method, trials)
