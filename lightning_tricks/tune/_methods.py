@@ -73,7 +73,7 @@ def _recommended(space: Space, trials: int) -> tuple[Method, str]:
         "it beats grid and random search at equal cost, gives the same points on any number of workers, and shows why"
     )
     if trials >= 30:
-        reason += "; with 30 or more trials one after another, method='gp' or 'tpe' may find as good or better values"
+        reason += "; with 30 or more trials one after another, method='gp' may find better values"
     return "coarse_to_fine", reason
 
 
