@@ -11,11 +11,11 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from torch import Tensor, nn
 
 from lightning_tricks._base import UserInputError, infer_mode
+from lightning_tricks.tune._stack_any import task_for
 from lightning_tricks.tune._stack_module import Course, StackedModule
 from lightning_tricks.tune._stack_net import StackedNet, put_back
 from lightning_tricks.tune._stack_optimizer import recipe_of
 from lightning_tricks.tune._stack_rules import Rules
-from lightning_tricks.tune._stack_task import Task, task_for
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,10 @@ def fit_stacked(
     its own ``Trainer.fit``, up to rounding.
 
     Args:
-        models: of this package's :class:`~lightning_tricks.Classifier` or :class:`~lightning_tricks.Regressor`, all of
-            one architecture, with SGD, Adam or AdamW. They end trained: with their best weights if their
-            :class:`~lightning_tricks.EarlyStopping` restores them, else with the last ones.
+        models: :class:`~lightning_tricks.Classifier` or :class:`~lightning_tricks.Regressor`, or a LightningModule
+            whose steps ``torch.func`` can run, all of one class and architecture, with SGD, Adam or AdamW. They end
+            trained: with their best weights if their :class:`~lightning_tricks.EarlyStopping` restores them, else with
+            the last ones.
         data: the same for all.
         monitor: name of the metric, logged in validation.
         mode: ``"min"``, ``"max"``, or ``"auto"`` to tell by the metric's name.
@@ -96,7 +97,7 @@ def fit_stacked(
     for model, rule in zip(models, rules, strict=True):
         _initialise(model, rule)
     task = task_for(models)
-    if monitor not in task.names():
+    if task.names() and monitor not in task.names():
         raise UserInputError(f"{monitor!r} is not logged in validation; logged are {', '.join(task.names())}.")
     recipe = recipe_of([model.configure_optimizers() for model in models], task.nets)
     module = StackedModule(StackedNet(task.nets), task, recipe, rules, monitor=monitor, mode=mode)

@@ -109,7 +109,7 @@ def _train(job: StackJob) -> list[dict[str, Any]]:
     runs = _fit([model for _, model in made], _made_data(job), callbacks, job, job.folder) if made else []
     results = dict(failed)
     for (trial, model), run in zip(made, runs, strict=True):
-        results[job.trials.index(trial)] = _told(run)
+        results[job.trials.index(trial)] = _told(run, job.monitor)
         _write(trial, model, run)
     return [results[i] for i in range(len(job.trials))]
 
@@ -159,10 +159,10 @@ def _fit(
     return runs
 
 
-def _told(run: StackedRun) -> dict[str, Any]:
+def _told(run: StackedRun, monitor: str) -> dict[str, Any]:
     extra = {"best_epoch": run.best_epoch, "epochs": run.epochs}
     if run.value is None:
-        return {"status": "failed", "reason": "the monitored metric was never finite", **extra}
+        return {"status": "failed", "reason": f"{monitor} was never finite", **extra}
     return {"status": "complete", "value": run.value, **extra}
 
 
@@ -176,7 +176,6 @@ def _write(trial: Job, model: LightningModule, run: StackedRun) -> None:
             "epoch": run.best_epoch,
             "global_step": run.best_step,
             "pytorch-lightning_version": lightning.__version__,
-            "loops": {},
         }
         if model.hparams:
             content[model.CHECKPOINT_HYPER_PARAMS_KEY] = dict(model.hparams)

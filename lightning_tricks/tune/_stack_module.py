@@ -94,7 +94,7 @@ class StackedModule(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the sum of the losses, whose gradient is each model's own."""
         if not self._checked:
-            self.task.check(self.stack, batch)
+            self.task.check(self.stack, [self.task.nets[number] for number in self.live], batch)
             self._checked = True
         losses, size = self.task.losses(self.stack, batch, batch_idx)
         self._loss_sum = self._loss_sum + losses.detach() * size
@@ -109,7 +109,7 @@ class StackedModule(LightningModule):
             inner: StackedOptimizer = getattr(optimizer, "optimizer", optimizer)
             inner.clip(float(gradient_clip_val), by_value=str(gradient_clip_algorithm or "norm") == "value")
 
-    def on_train_epoch_end(self) -> None:
+    def on_train_epoch_start(self) -> None:
         """Begin a new mean of the training loss."""
         self._loss_sum, self._seen = 0.0, 0
 

@@ -5,12 +5,12 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from lightning_tricks._base import UserInputError
 from lightning_tricks.tune._stack_chain import NotAChainError, layers_of, run_chain
-from lightning_tricks.tune._stack_masks import keep_mask
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 _PLAIN = (int, float, str, bool, type(None), tuple, list, torch.dtype)
@@ -98,15 +98,15 @@ class StackedNet(nn.Module):
         for name in self._in_eval:
             skeleton.get_submodule(name).eval()
 
-    def forward(self, x: Any) -> Tensor:
+    def forward(self, *inputs: Any) -> Any:
         """Return the outputs ``(K, B, ...)`` of all nets for one batch ``(B, ...)``."""
         self._set_mode()
         if self.way == "chain":
             try:
-                return run_chain(self._layers, self._found.get, self._rates.get, x, self.nets)
+                return run_chain(self._layers, self._found.get, self._rates.get, *inputs, self.nets)
             except NotAChainError:
                 self.way = "vmap"
-        return self.map(lambda net, tensors: functional_call(net, tensors, (x,)))
+        return self.map(lambda net, tensors: functional_call(net, tensors, inputs))
 
     def map(self, function: Callable[[nn.Module, dict[str, Tensor]], Any]) -> Any:
         """Return ``function(skeleton, tensors)`` for all nets by ``vmap``; dropout is drawn for each."""
@@ -120,10 +120,9 @@ class StackedNet(nn.Module):
         tensors = {name: self._found[name] for name in names}
         return torch.vmap(one, randomness="different")(tensors, dict(self._rates))
 
-    def alone(self, net: int, x: Any) -> Any:
-        """Return what one net says by itself, the slow and obvious way."""
-        tensors = {name: tensor[net] for name, tensor in self._found.items()}
-        return functional_call(self.skeleton(), tensors, (x,))
+    def tensors_of(self, net: int) -> dict[str, Tensor]:
+        """Return the parameters and buffers of one net by name."""
+        return {name: tensor[net] for name, tensor in self._found.items()}
 
     def keep(self, rows: Tensor) -> None:
         """Drop all nets but these.
@@ -191,19 +190,24 @@ def check_alike(nets: Sequence[nn.Module]) -> None:
                 )
 
 
-def check_stack(stack: StackedNet, x: Any) -> None:
-    """Compare what the stack says about a batch, without dropout, with each net by itself.
+def check_stack(stack: StackedNet, nets: Sequence[nn.Module], *inputs: Any) -> None:
+    """Compare what the stack says about inputs, without dropout, with each net by itself.
+
+    Args:
+        stack: the stack.
+        nets: what it was made of; their own tensors are not looked at.
+        *inputs: of the nets.
 
     Raises:
         UserInputError: if ``torch.func`` cannot run the net, or the answers differ.
     """
-    modes = stack.training
+    modes, own = stack.training, [{m: m.training for m in net.modules()} for net in nets]
     stack.eval()
     try:
         with torch.no_grad():
-            together = stack(x)
-            for i in range(stack.nets):
-                alone = stack.alone(i, x)
+            together = _first(stack(*inputs))
+            for i, net in enumerate(nets):
+                alone = _first(functional_call(net.eval(), stack.tensors_of(i), inputs))
                 scale = float(alone.abs().nan_to_num().max()) if alone.numel() else 0.0
                 if not torch.allclose(together[i], alone, rtol=1e-3, atol=1e-4 * scale, equal_nan=True):
                     raise UserInputError(
@@ -215,6 +219,15 @@ def check_stack(stack: StackedNet, x: Any) -> None:
         raise UserInputError(f"torch.func.vmap cannot run this net: {reason}. {_ADVICE}") from error
     finally:
         stack.train(modes)
+        for kept in own:
+            for module, mode in kept.items():
+                module.training = mode
+
+
+def _first(result: Any) -> Tensor:
+    """Return the outputs, or the losses of a step that logs too."""
+    first: Tensor = result[0] if isinstance(result, tuple) else result
+    return first
 
 
 _ADVICE = "Search this without vectorize."
@@ -227,8 +240,10 @@ def _description(net: nn.Module) -> dict[str, Any]:
         prefix = f"{name}." if name else ""
         found[f"{prefix}class"] = type(module).__name__
         skipped = {"p"} if isinstance(module, _DROPOUTS) else set()
+        # A LightningModule's own numbers are learning rates and the like; whether its steps depend on them is tried.
+        kinds = float | int if isinstance(module, LightningModule) else ()
         for key, value in vars(module).items():
-            if not key.startswith("_") and key not in {"training", *skipped}:
+            if not key.startswith("_") and key not in {"training", *skipped} and not isinstance(value, kinds):
                 found.update(_plain(prefix + key, value))
     for name, tensor in (*net.named_parameters(), *net.named_buffers()):
         found[name] = (tuple(tensor.shape), tensor.dtype, tensor.requires_grad)

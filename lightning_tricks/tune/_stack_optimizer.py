@@ -159,7 +159,7 @@ class StackedOptimizer(Optimizer):
 
     def refresh(self) -> None:
         """Take over changed hyperparameters."""
-        nets, count = len(self.recipe.groups), len(self.parameters)
+        count = len(self.parameters)
         self._tables: dict[str, Tensor] = {}
         self._wide: dict[str, Tensor | float] = {}
         for name in self.recipe.knobs:

@@ -102,9 +102,8 @@ class Rules:
             if reason:
                 reasons.append(reason)
         drops = sum(len(plateau.reductions) for plateau in self.plateaus)
-        for stopping in self.stoppings:
-            if reason := _judge_stopping(stopping, values, epoch, step, drops):
-                reasons.append(reason)
+        judged = [_judge_stopping(stopping, values, epoch, step, drops) for stopping in self.stoppings]
+        reasons += [reason for reason in judged if reason]
         self.message = reasons[0] if reasons else None
         return bool(reasons), changed
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from itertools import pairwise
 from typing import Any
 
 import optuna
@@ -134,7 +135,7 @@ def _dealt(jobs: list[Job], parts: int) -> list[list[Job]]:
     """Divide jobs into runs of neighbours of almost equal length."""
     parts = min(parts, len(jobs))
     cuts = [round(i * len(jobs) / parts) for i in range(parts + 1)]
-    return [jobs[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [jobs[a:b] for a, b in pairwise(cuts)]
 
 
 def _each(result: dict[str, Any], count: int) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What a step of a stack is: the losses and the metrics of K classifiers, regressors or other modules at once."""
+"""What a step of a stack is: the losses and the metrics of K classifiers or regressors at once."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -6,7 +6,6 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,8 +15,6 @@ from lightning_tricks.modules._base_module import check_finite, split_batch
 from lightning_tricks.modules._losses import gaussian_nll
 from lightning_tricks.modules._targets import check_class_targets, check_regression_targets, hard_targets
 from lightning_tricks.tune._stack_net import StackedNet, check_stack
-
-Sums = dict[str, tuple[Tensor, float]]  # per metric: sums over samples (K,), and the number of samples
 
 
 class Task(ABC):
@@ -45,12 +42,13 @@ class Task(ABC):
     def follow(self, names: Iterable[str]) -> None:
         """Say which metrics are needed; dear ones are computed only then."""
 
+    @abstractmethod
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all nets but these."""
 
     @abstractmethod
-    def check(self, stack: StackedNet, batch: Any) -> None:
-        """Compare the stack on a first batch with each net by itself.
+    def check(self, stack: StackedNet, nets: Sequence[nn.Module], batch: Any) -> None:
+        """Compare the stack on a first batch with each of its nets by itself.
 
         Raises:
             UserInputError: if they do not say the same.
@@ -110,9 +108,9 @@ class SupervisedTask(Task):
         if self.smoothing is not None:
             self.smoothing = self.smoothing[list(rows)]
 
-    def check(self, stack: StackedNet, batch: Any) -> None:
+    def check(self, stack: StackedNet, nets: Sequence[nn.Module], batch: Any) -> None:
         """Compare the stack on a first batch with each net by itself."""
-        check_stack(stack, split_batch(batch)[0])
+        check_stack(stack, nets, split_batch(batch)[0])
 
     def losses(self, stack: StackedNet, batch: Any, batch_idx: int) -> tuple[Tensor, int]:
         """Return the training losses of a batch."""
@@ -252,31 +250,3 @@ def _right(outputs: Tensor, labels: Tensor, task: str) -> Tensor:
 
 def _equal(a: Tensor | None, b: Tensor | None) -> bool:
     return (a is None) == (b is None) and (a is None or b is None or torch.equal(a, b))
-
-
-_OWN = frozenset({"__init__", "configure_optimizers", "predict_step", "test_step", "on_test_epoch_end"})
-
-
-def task_for(models: Sequence[LightningModule]) -> Task:
-    """Return how to train these models as a stack.
-
-    Raises:
-        UserInputError: for a module that does more than a stack can.
-    """
-    first = models[0]
-    for i, model in enumerate(models):
-        if type(model) is not type(first):
-            raise UserInputError(
-                f"models that are stacked must be of one class, but model 0 is a {type(first).__name__} and model {i} "
-                f"a {type(model).__name__}."
-            )
-    for base in (Classifier, Regressor):
-        if isinstance(first, base) and not _overridden(type(first), base):
-            return SupervisedTask(models)  # type: ignore[arg-type]
-    raise UserInputError(f"{type(first).__name__} cannot be stacked: it is no Classifier or Regressor of this package")
-
-
-def _overridden(cls: type, base: type) -> set[str]:
-    """Return what a subclass changes that a stack would not see."""
-    mine = {name for c in cls.__mro__[: cls.__mro__.index(base)] for name, value in vars(c).items() if callable(value)}
-    return {name for name in mine if hasattr(LightningModule, name) or hasattr(base, name)} - _OWN
