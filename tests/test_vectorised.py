@@ -72,7 +72,7 @@ class Own(nn.Module):
         return self.norm(self.one(x)) * torch.sigmoid(self.slope * self.two(x))
 
 
-def make_models(kind, optimizer, settings=((1e-3, 0.0, 0.0), (1e-2, 0.1, 0.1), (3e-2, 0.01, 0.2))):
+def make_models(kind, optimizer, settings=((1e-3, 0.0, 0.0), (1e-2, 0.1, 0.1))):
     return [
         lt.Classifier(make_net(kind), 10, optimizer=optimizer, lr=lr, weight_decay=decay, label_smoothing=smoothing)
         for lr, decay, smoothing in settings
@@ -108,6 +108,18 @@ def test_models_end_as_with_a_trainer_of_their_own(kind, optimizer):
             assert run.history[-1][name] == pytest.approx(float(trainer.callback_metrics[name]), abs=1e-6)
 
 
+def test_several_validations_per_epoch_and_accumulated_gradients():
+    options = {**CPU, "max_epochs": 2, "accumulate_grad_batches": 2, "val_check_interval": 0.5, "precision": "64-true"}
+    stacked = make_models("mlp", "adam")
+    runs = lt.fit_stacked(stacked, digits(), trainer=options)
+    for model, together, run in zip(make_models("mlp", "adam"), stacked, runs, strict=True):
+        trainer = quiet_trainer(**options)
+        trainer.fit(model, digits())
+        assert distance(model, together) < 1e-6
+        assert [line["step"] for line in run.history] == [1, 2, 3, 4]
+        assert run.final_value == pytest.approx(float(trainer.callback_metrics["val_loss"]))
+
+
 def test_single_precision_agrees_to_rounding():
     stacked = make_models("mlp", "momentum")
     lt.fit_stacked(stacked, digits(), trainer={**CPU, "max_epochs": 2})
@@ -120,7 +132,7 @@ def test_single_precision_agrees_to_rounding():
 def test_steps_that_people_write_are_stacked_too(kind):
     rates, options = (1e-3, 1e-2), {**CPU, "max_epochs": 2, "precision": "64-true"}
     stacked = [Handmade(rate, kind) for rate in rates]
-    runs = lt.fit_stacked(stacked, digits(), monitor="val_right", trainer=options)
+    runs = lt.fit_stacked(stacked, digits(), monitor="val_right", mode="max", trainer=options)
     for rate, together, run in zip(rates, stacked, runs, strict=True):
         model, trainer = Handmade(rate, kind), quiet_trainer(**options)
         trainer.fit(model, digits())
@@ -235,25 +247,23 @@ def test_nobody_spends_time_on_models_that_have_stopped(monkeypatch):
     monkeypatch.setattr(StackedNet, "forward", lambda self, x: sizes.append(self.nets) or forward(self, x))
     callbacks = [[lt.EarlyStopping("val_loss", patience=1, stopping_threshold=bound)] for bound in (9.0, 0.0, 9.0)]
     runs = lt.fit_stacked(
-        make_models("mlp", "adam"), digits(500), callbacks=callbacks, trainer={**CPU, "max_epochs": 3}
+        make_models("mlp", "adam", ((1e-3, 0.0, 0.0),) * 3),
+        digits(500),
+        callbacks=callbacks,
+        trainer={**CPU, "max_epochs": 3},
     )
     assert [run.epochs for run in runs] == [1, 3, 1]
-    assert sizes == [
-        3,
-        3,
-        3,
-        3,
-        *[1, 1, 1] * 2,
-    ]  # the check; then, in each epoch, one batch of training and two of validation
+    # The check; then, in each epoch, a batch of training and two of validation.
+    assert sizes == [3, 3, 3, 3, *[1, 1, 1] * 2]
     assert "is better than 9.0" in runs[0].message
     assert runs[1].message is None
 
 
 def test_min_epochs_holds():
-    callbacks = [[lt.EarlyStopping("val_loss", patience=1, stopping_threshold=9.0)] for _ in range(3)]
+    callbacks = [[lt.EarlyStopping("val_loss", patience=1, stopping_threshold=9.0)] for _ in range(2)]
     options = {**CPU, "max_epochs": 5, "min_epochs": 3}
     runs = lt.fit_stacked(make_models("mlp", "adam"), digits(500), callbacks=callbacks, trainer=options)
-    assert [run.epochs for run in runs] == [3, 3, 3]
+    assert [run.epochs for run in runs] == [3, 3]
 
 
 def test_weights_are_initialised_as_by_a_fit():
@@ -502,6 +512,8 @@ def test_what_cannot_be_stacked_is_refused_with_the_reason(make, sentence):
         ({"callbacks": lambda: [lt.ReduceLROnPlateau("val_loss", restore_best=True)]}, "restore_best=True"),
         ({"callbacks": [[]]}, "there are 2 and 1 lists"),
         ({"callbacks": [[lt.ExactResume()] * 2, []]}, "the same one came twice"),
+        ({"trainer": {"detect_anomaly": True, **CPU}}, "detect_anomaly ends the training of all"),
+        ({"trainer": {"devices": 2, "strategy": "ddp_fork", **CPU}}, "trains on one device"),
         ({"monitor": "val_los"}, "'val_los' is not logged in validation; logged are val_loss"),
         ({"trainer": {"callbacks": [Chatty()]}}, "callbacks belong to each model"),
     ],
@@ -601,9 +613,9 @@ def find(folder, *, make_model=make_model, data=None, space=SPACE, trials=4, **o
 
 
 def test_a_stacked_search_finds_and_writes_what_an_ordinary_one_does(tmp_path):
-    stacked = find(tmp_path / "a", callbacks=stop_early)
-    ordinary = find(tmp_path / "b", callbacks=stop_early, vectorize=False)
-    assert [row["status"] for row in stacked.runs] == ["complete"] * 4
+    stacked = find(tmp_path / "a", callbacks=stop_early, trials=2)
+    ordinary = find(tmp_path / "b", callbacks=stop_early, trials=2, vectorize=False)
+    assert [row["status"] for row in stacked.runs] == ["complete"] * 2
     for one, other in zip(stacked.runs, ordinary.runs, strict=True):
         assert one.keys() == other.keys()
         assert float(one["value"]) == pytest.approx(float(other["value"]), rel=1e-4)
@@ -612,7 +624,7 @@ def test_a_stacked_search_finds_and_writes_what_an_ordinary_one_does(tmp_path):
         settings = [yaml.safe_load((r.folder / one["run"] / "hparams.yaml").read_text()) for r in (stacked, ordinary)]
         assert settings[0].keys() == settings[1].keys()
         assert settings[0]["params"] == settings[1]["params"]
-        metrics = list(csv.DictReader((stacked.folder / one["run"] / "log-0" / "metrics.csv").open()))
+        metrics = list(csv.DictReader((stacked.folder / one["run"] / "log-0" / "metrics.csv").read_text().splitlines()))
         assert len(metrics) == int(one["epochs"])
         assert min(float(line["val_loss"]) for line in metrics) == pytest.approx(float(one["value"]))
     best = next(row for row in stacked.runs if float(row["value"]) == stacked.best_value)
@@ -620,7 +632,6 @@ def test_a_stacked_search_finds_and_writes_what_an_ordinary_one_does(tmp_path):
     path = stacked.folder / best["run"] / "checkpoints" / "best.ckpt"
     scores = quiet_trainer().validate(model, digits(), ckpt_path=path, verbose=False, weights_only=True)
     assert scores[0]["val_loss"] == pytest.approx(stacked.best_value, rel=1e-5)
-    assert set(stacked.pictures()) == set(ordinary.pictures())
 
 
 def test_rounds_of_coarse_to_fine_are_stacks_of_their_own_and_points_are_the_same(tmp_path):
@@ -635,11 +646,13 @@ def test_rounds_of_coarse_to_fine_are_stacks_of_their_own_and_points_are_the_sam
 
 
 def test_folds_are_those_of_an_ordinary_search(tmp_path):
-    options = {"folds": 2, "trials": 2, "callbacks": stop_early, "data": lt.DigitsDataModule(batch_size=512)}
-    stacked = find(tmp_path / "a", **options)
-    ordinary = find(tmp_path / "b", **options, vectorize=False)
-    for one, other in zip(stacked.study.trials, ordinary.study.trials, strict=True):
-        assert one.user_attrs["fold_values"] == pytest.approx(other.user_attrs["fold_values"], rel=1e-4)
+    data, trainer = lt.DigitsDataModule(batch_size=512), {**CPU, "max_epochs": 2}
+    found = find(tmp_path / "a", folds=2, trials=2, callbacks=stop_early, data=data, trainer=trainer)
+    options = {"callbacks": stop_early, "trainer": trainer, "predict": False, "progress": False, "seed": 0}
+    for trial in found.study.trials:
+        alone = lt.cross_validate(lambda params=trial.params: make_model(**params), data, 2, **options)
+        assert trial.user_attrs["fold_values"] == pytest.approx(alone.scores("val_loss"), rel=1e-4)
+        assert trial.value == pytest.approx(alone.mean("val_loss"), rel=1e-4)
 
 
 def fragile(lr, bad):

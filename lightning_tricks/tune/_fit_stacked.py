@@ -29,6 +29,8 @@ class StackedRun:
         epochs: how many epochs it trained.
         message: why it stopped before the others, or None.
         history: one line per validation: ``epoch``, ``step``, ``train_loss`` and the metrics.
+        final_value: value of the monitored metric with the weights that the model ends with; None if it was not
+            validated with them.
         best_state: ``state_dict`` of the model with the weights that earned the value.
     """
 
@@ -38,6 +40,7 @@ class StackedRun:
     epochs: int
     message: str | None
     history: list[dict[str, float]]
+    final_value: float | None
     best_state: dict[str, Tensor]
 
 
@@ -156,6 +159,13 @@ def _trainer(options: Mapping[str, Any], watchers: Sequence[Callback]) -> Traine
             f"a stack trains on one device, but the trainer asks for {trainer.world_size}. Give trainer={{'devices': "
             "1}}; several stacks at a time share out the devices (workers=...)."
         )
+    if getattr(trainer.precision_plugin, "scaler", None) is not None:
+        raise UserInputError(
+            "16-mixed scales the loss of the whole stack, so that one model's overflow would hold up all of them. Give "
+            "trainer={'precision': 'bf16-mixed'}, or '32-true'."
+        )
+    if options.get("detect_anomaly"):
+        raise UserInputError("detect_anomaly ends the training of all models of a stack when one of them meets a NaN.")
     return trainer
 
 
@@ -164,8 +174,21 @@ def _finished(module: StackedModule, number: int, model: LightningModule, net: n
     with torch.no_grad():
         put_back(module.best, number, net)
         best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        if not module.rules[number].restores or course.value is None:
+        restores = module.rules[number].restores and course.value is not None
+        if not restores:
             put_back(module.last, number, net)
     return StackedRun(
-        course.value, course.best_epoch, course.best_step, course.epochs, course.message, course.history, best
+        value=course.value,
+        best_epoch=course.best_epoch,
+        best_step=course.best_step,
+        epochs=course.epochs,
+        message=course.message,
+        history=course.history,
+        final_value=course.value if restores else _last_value(course, module.monitor),
+        best_state=best,
     )
+
+
+def _last_value(course: Course, monitor: str) -> float | None:
+    last = course.history[-1] if course.history else None
+    return last[monitor] if last is not None and last["step"] == course.steps else None

@@ -1,6 +1,5 @@
 """Several trials of a search as one stack, in a process of its own."""
 
-import gc
 import hashlib
 import json
 import math
@@ -20,7 +19,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
-from lightning_tricks._base import UserInputError, derive_seed, isolated_rng
+from lightning_tricks._base import UserInputError, derive_seed, isolated_rng, rng_state, set_rng_state
 from lightning_tricks.callbacks import ExactResume
 from lightning_tricks.data._datamodule import SplitDataModule
 from lightning_tricks.tune._fit_stacked import StackedRun, fit_stacked
@@ -103,37 +102,36 @@ def _with_seconds(results: list[dict[str, Any]], seconds: float) -> list[dict[st
 
 
 def _train(job: StackJob) -> list[dict[str, Any]]:
-    models, failed = _models(job)
-    callbacks = [_callbacks(trial) for trial, model in zip(job.trials, models, strict=True) if model is not None]
-    made = [(trial, model) for trial, model in zip(job.trials, models, strict=True) if model is not None]
-    runs = _fit([model for _, model in made], _made_data(job), callbacks, job, job.folder) if made else []
-    results = dict(failed)
-    for (trial, model), run in zip(made, runs, strict=True):
-        results[job.trials.index(trial)] = _told(run, job.monitor)
+    seed_everything(job.seed, workers=True, verbose=False)
+    made, results = _made(job.trials)
+    models = [model for _, model in made.values()]
+    runs = _fit(models, _made_data(job), [trial for trial, _ in made.values()], job, job.folder) if made else []
+    if made and not any(run.history for run in runs):
+        raise UserInputError(f"no validation was run, so there is no {job.monitor!r}. Give validation data.")
+    for (i, (trial, model)), run in zip(made.items(), runs, strict=True):
+        results[i] = _told(run, job.monitor)
         _write(trial, model, run)
     return [results[i] for i in range(len(job.trials))]
 
 
-def _models(job: StackJob) -> tuple[list[LightningModule | None], dict[int, dict[str, Any]]]:
-    """Return the models, each made as if it were the first thing in its process, and what became of the others."""
-    models: list[LightningModule | None] = []
-    failed = {}
-    state = None
-    for i, trial in enumerate(job.trials):
-        seed_everything(job.seed, workers=True, verbose=False)
+def _made(trials: Sequence[Job]) -> tuple[dict[int, tuple[Job, LightningModule]], dict[int, dict[str, Any]]]:
+    """Return the models by number, each made as if it were the first, and what became of those that were not."""
+    made, failed = {}, {}
+    start, after = rng_state(), None
+    for i, trial in enumerate(trials):
+        set_rng_state(start)
         try:
             model = trial.make_model(**called_with(trial.make_model, trial.params))
             if not isinstance(model, LightningModule):
                 raise UserInputError(f"make_model must return a LightningModule, but returned {type(model).__name__}.")
-            models.append(model)
-            state = torch.get_rng_state() if state is None else state
         except Exception as error:
             traceback.print_exc()
-            models.append(None)
             failed[i] = {"status": "failed", "reason": _reason(error), "hopeless": isinstance(error, UserInputError)}
-    if state is not None:  # the batches come as after the first model, whatever seeds the others have set
-        torch.set_rng_state(state)
-    return models, failed
+            continue
+        made[i] = trial, model
+        after = after or rng_state()
+    set_rng_state(after or start)  # the batches come as after the first model, whatever seeds the others have set
+    return made, failed
 
 
 def _callbacks(trial: Job) -> list[Callback]:
@@ -141,7 +139,7 @@ def _callbacks(trial: Job) -> list[Callback]:
 
 
 def _fit(
-    models: Sequence[LightningModule], data: Any, callbacks: Sequence[Sequence[Callback]], job: StackJob, folder: Path
+    models: Sequence[LightningModule], data: Any, trials: Sequence[Job], job: StackJob, folder: Path
 ) -> list[StackedRun]:
     folder.mkdir(parents=True, exist_ok=True)
     last = folder / "last.ckpt"
@@ -150,7 +148,7 @@ def _fit(
         data,
         monitor=job.monitor,
         mode=job.mode,
-        callbacks=callbacks,
+        callbacks=[_callbacks(trial) for trial in trials],
         trainer=job.trainer,
         watchers=[ExactResume(), _Keep(last), _Note(job.folder / "progress.json", job.mode)],
         ckpt_path=last if last.exists() else None,
@@ -199,36 +197,41 @@ def _cross_validate(job: StackJob, folds: int) -> list[dict[str, Any]]:
     data = _made_data(job)
     if not isinstance(data, SplitDataModule):
         raise UserInputError(f"folds need a DataModule of this package, which knows its rows, but got {data!r}.")
-    values: list[list[float]] = [[] for _ in job.trials]
+    results: list[list[dict[str, Any]]] = [[] for _ in job.trials]
     for i, fold in enumerate(data.folds(folds, seed=job.seed)):
         done = job.folder / f"fold-{i}.json"
         if not done.exists():
             with isolated_rng(seed=derive_seed(job.seed, "fold", i)):
                 write_json(done, _fold(job, data.with_split(train=fold.train, val=fold.val), i))
-        for mine, value in zip(values, json.loads(done.read_text(encoding="utf-8")), strict=True):
-            mine.append(value)
-    return [_mean(mine, job.monitor) for mine in values]
+        for mine, result in zip(results, json.loads(done.read_text(encoding="utf-8")), strict=True):
+            mine.append(result)
+    return [_mean(mine, job.monitor) for mine in results]
 
 
-def _mean(values: list[float], monitor: str) -> dict[str, Any]:
+def _mean(results: list[dict[str, Any]], monitor: str) -> dict[str, Any]:
+    for result in results:
+        if "value" not in result:
+            return result
+    values = [result["value"] for result in results]
     if not all(math.isfinite(value) for value in values):
         return {"status": "failed", "reason": f"{monitor} was not finite in every fold"}
     return {"status": "complete", "value": math.fsum(values) / len(values), "fold_values": values}
 
 
-def _fold(job: StackJob, data: SplitDataModule, number: int) -> list[float]:
-    state = torch.get_rng_state()
-    models = []
-    for trial in job.trials:
-        torch.set_rng_state(state)
-        models.append(trial.make_model(**called_with(trial.make_model, trial.params)))
-    _fit(models, data, [_callbacks(trial) for trial in job.trials], job, job.folder / f"fold-{number}")
+def _fold(job: StackJob, data: SplitDataModule, number: int) -> list[dict[str, Any]]:
+    made, results = _made(job.trials)
+    models, trials = [model for _, model in made.values()], [trial for trial, _ in made.values()]
+    runs = _fit(models, data, trials, job, job.folder / f"fold-{number}") if made else []
+    for (i, (_, model)), run in zip(made.items(), runs, strict=True):
+        value = _validated(model, data, job) if run.final_value is None else run.final_value
+        results[i] = {"value": value}
+    return [results[i] for i in range(len(job.trials))]
+
+
+def _validated(model: LightningModule, data: SplitDataModule, job: StackJob) -> float:
     options = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     trainer = Trainer(**{**options, **job.trainer, "logger": False})
-    scores = [trainer.validate(model, datamodule=data, verbose=False)[0][job.monitor] for model in models]
-    del models, trainer
-    gc.collect()  # Trainer and model refer to each other
-    return scores
+    return float(trainer.validate(model, datamodule=data, verbose=False)[0][job.monitor])
 
 
 class _Keep(Callback):

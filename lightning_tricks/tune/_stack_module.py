@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lightning_tricks._base import MissingMetricError
+from lightning_tricks._base import MissingMetricError, UserInputError
 from lightning_tricks.tune._stack_net import StackedNet
 from lightning_tricks.tune._stack_optimizer import Recipe, StackedOptimizer
 from lightning_tricks.tune._stack_rules import Rules
@@ -26,6 +26,7 @@ class Course:
         best_epoch: the 0-based epoch of it, or -1.
         best_step: optimizer steps taken by then, or -1.
         message: why it stopped before the others, or None.
+        steps: optimizer steps taken.
     """
 
     history: list[dict[str, float]] = field(default_factory=list)
@@ -33,6 +34,7 @@ class Course:
     best_epoch: int = -1
     best_step: int = -1
     message: str | None = None
+    steps: int = 0
 
     @property
     def epochs(self) -> int:
@@ -146,6 +148,7 @@ class StackedModule(LightningModule):
         for row, (number, found) in enumerate(zip(self.live, values, strict=True)):
             course, rules = self.courses[number], self.rules[number]
             course.history.append({"epoch": epoch, "step": step, **found})
+            course.steps = step
             value = found[self.monitor]
             if math.isfinite(value) and (course.value is None or self._beats(value, course.value)):
                 course.value, course.best_epoch, course.best_step = value, epoch, step
@@ -202,7 +205,19 @@ class StackedModule(LightningModule):
 
     def on_train_end(self) -> None:
         """Take the final weights of those that trained to the end."""
-        self._copy([row for row, number in enumerate(self.live) if self.courses[number].message is None], self.last)
+        rows = [row for row, number in enumerate(self.live) if self.courses[number].message is None]
+        self._copy(rows, self.last)
+        for row in rows:
+            self.courses[self.live[row]].steps = self.trainer.global_step
+
+    def on_fit_end(self) -> None:
+        """Say that nothing was learned because there was nothing to learn from.
+
+        Raises:
+            UserInputError: if the training loader is empty (and not switched off).
+        """
+        if self.trainer.num_training_batches == 0 and self.trainer.limit_train_batches != 0:
+            raise UserInputError("the training set must hold at least one batch, but its loader is empty.")
 
     # Checkpoints: tensors, numbers and strings.
 

@@ -87,7 +87,7 @@ class SupervisedTask(Task):
                 raise UserInputError("models that are stacked must share class_weights, but theirs differ.")
         self.num_classes = getattr(first, "num_classes", 0)
         self.gaussian = getattr(first, "noise", "none") == "gaussian"
-        self._first = [first]  # in a list: its checks are used, its parameters are not ours
+        self.width = getattr(first, "num_targets", 0) * (2 if self.gaussian else 1)
         self.class_weights: Tensor | None = getattr(first, "class_weights", None)
         smoothing = [float(getattr(model, "label_smoothing", 0.0)) for model in models]
         self.smoothing = torch.tensor(smoothing) if any(smoothing) else None
@@ -169,7 +169,11 @@ class SupervisedTask(Task):
         """Return outputs and targets in the shapes that the losses take, checked as one model would."""
         if self.task == "regression":
             outputs = outputs.unsqueeze(-1) if outputs.ndim == 2 else outputs
-            Regressor.forward(_Shown(outputs[0], self._first[0]), outputs[0])  # type: ignore[arg-type]
+            if outputs.ndim != 3 or outputs.shape[2] != self.width:
+                raise UserInputError(
+                    f"a regression net with this num_targets and noise must return (B, {self.width}), but got "
+                    f"{tuple(outputs.shape[1:])}."
+                )
             mean = outputs[0].chunk(2, -1)[0] if self.gaussian else outputs[0]
             return outputs, check_regression_targets(y, mean)
         if self.task == "binary":
@@ -193,14 +197,6 @@ class SupervisedTask(Task):
         mean, raw = outputs.chunk(2, -1)
         log_variance = (F.softplus(raw) + 1e-6).log()
         return torch.vmap(gaussian_nll, in_dims=(0, 0, None))(mean, log_variance, y)
-
-
-class _Shown:
-    """A regressor whose net's output is known already, for its check of the shape."""
-
-    def __init__(self, output: Tensor, model: Regressor) -> None:
-        self.net = lambda x: output
-        self.num_targets, self.noise = model.num_targets, model.noise
 
 
 def _cross_entropies(outputs: Tensor, y: Tensor, smoothing: Tensor | None, weights: Tensor | None) -> Tensor:
