@@ -75,7 +75,7 @@ def test_logged_metrics_are_scikit_learns(tmp_path):
     logged = {k: v.item() for k, v in trainer.callback_metrics.items()}
     model.eval()
     with torch.no_grad():
-        probs = model(x).softmax(-1).numpy()
+        y, probs = y.numpy(), model(x).softmax(-1).numpy()
     assert logged["val_loss"] == pytest.approx(sk.log_loss(y, probs), abs=1e-5)
     assert logged["val_acc"] == pytest.approx(sk.accuracy_score(y, probs.argmax(1)), abs=1e-6)
     assert logged["val_f1"] == pytest.approx(sk.f1_score(y, probs.argmax(1), average="macro"), abs=1e-6)

@@ -250,7 +250,8 @@ class NormMonitor(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """On logging steps, empty the ring and write."""
-        self._close()
+        if self._record is not None:
+            self._close()
         if self._looked:  # the numbers of one batch can be compared, those of two cannot
             self._history.first_use.update(self._uses)
             self._uses, self._look_at_order, self._looked = {}, False, False
