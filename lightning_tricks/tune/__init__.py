@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lightning_tricks.tune._fit_stacked import fit_stacked as fit_stacked
     from lightning_tricks.tune._grid_and_random import SlotGridSampler as SlotGridSampler
     from lightning_tricks.tune._grid_and_random import SlotRandomSampler as SlotRandomSampler
+    from lightning_tricks.tune._join import join as join
     from lightning_tricks.tune._result import SearchResult as SearchResult
     from lightning_tricks.tune._search import search as search
     from lightning_tricks.tune._space import Choice as Choice
@@ -37,6 +38,7 @@ _HOME = {
     "cross_validate": ("_cross_validate", False),
     "explain": ("_explain", True),
     "fit_stacked": ("_fit_stacked", False),
+    "join": ("_join", True),
     "search": ("_search", True),
 }
 

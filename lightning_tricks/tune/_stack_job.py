@@ -17,13 +17,14 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import WandbLogger
 
 from lightning_tricks._base import UserInputError, derive_seed, isolated_rng, rng_state, set_rng_state
 from lightning_tricks.callbacks import ExactResume
 from lightning_tricks.data._datamodule import SplitDataModule
 from lightning_tricks.tune._fit_stacked import StackedRun, fit_stacked
 from lightning_tricks.tune._pool import Run, finished_before
+from lightning_tricks.tune._run_logger import logger_of, summarize
 from lightning_tricks.tune._stack_module import StackedModule
 from lightning_tricks.tune._trial_process import (
     Job,
@@ -178,15 +179,13 @@ def _write(trial: Job, model: LightningModule, run: StackedRun) -> None:
         if model.hparams:
             content[model.CHECKPOINT_HYPER_PARAMS_KEY] = dict(model.hparams)
         torch.save(content, path)
-    logger: Logger
-    if trial.logger is None:
-        logger = CSVLogger(trial.folder, name="", version="log-0")
-    else:
-        logger = trial.logger(trial.folder, trial.params)
+    logger = logger_of(trial.logger, trial.folder, trial.params)
     logger.log_hyperparams(trial.params)
     for line in run.history:
         metrics = {name: value for name, value in line.items() if name != "step"}
         logger.log_metrics(metrics, step=int(line["step"]))
+    status = "failed" if run.value is None else "complete"
+    summarize(logger, {"value": run.value, "best_epoch": run.best_epoch, "status": status})
     logger.finalize("success")
     if isinstance(logger, WandbLogger):
         logger.experiment.finish()

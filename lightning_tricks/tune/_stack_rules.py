@@ -28,7 +28,6 @@ _LEFT_OUT = (
     lightning_callbacks.LearningRateMonitor,
     lightning_callbacks.ModelSummary,
     lightning_callbacks.ProgressBar,
-    lightning_callbacks.Timer,
 )
 
 

@@ -2,20 +2,22 @@
 
 import json
 import time
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
-from lightning_tricks._base import UserInputError
+from lightning_tricks._base import UserInputError, warn_once
 from lightning_tricks.tune._coarse_to_fine import CoarseToFineSampler
 from lightning_tricks.tune._pool import with_share
 from lightning_tricks.tune._records import ordered
 from lightning_tricks.tune._runner import _FAILURES_IN_A_ROW, Runner, _give_back
 from lightning_tricks.tune._slots import SlotSampler
 from lightning_tricks.tune._stack_job import StackRun, stack_of
-from lightning_tricks.tune._study import counted, repair
+from lightning_tricks.tune._study import counted
 from lightning_tricks.tune._trial_process import Job
 
 # Samplers that do not learn from one trial to the next may fill a stack; those that do, as much as they can bear.
@@ -40,20 +42,22 @@ class StackRunner(Runner):
         self._said = ""
 
     def run(self) -> None:
-        """Run until the budget is spent."""
-        repair(self.study, self.chosen.sampler)
+        """Run until the budget is spent and nobody else works on it."""
         from tqdm import tqdm  # type: ignore[import-untyped]
 
         with tqdm(total=self.chosen.trials, desc="search", disable=not self.progress) as bar:
             try:
-                while self._ask():
-                    self._train(bar)
+                while self._goes_on():
+                    if self.asked:
+                        self._train(bar)
+                    else:
+                        time.sleep(0.2)
                     self._show(bar)
             finally:
                 self._abandon()
                 self.write_runs()
 
-    def _ask(self) -> bool:
+    def _fill(self) -> bool:
         """Ask for as many points as fit into a stack and depend on no result that is still to come."""
         while len(trials := counted(self.study)) < self.chosen.trials:
             sampler = self._sampler(len(trials))
@@ -68,7 +72,9 @@ class StackRunner(Runner):
             except optuna.TrialPruned:  # the end of a grid
                 self.study.tell(trial, state=TrialState.PRUNED)
                 break
-            self.asked.append((trial, self._job(trial, params)))
+            job = self._job(trial, params)
+            self.pulse.start(trial._trial_id, partial(self._beat, trial, job.folder))
+            self.asked.append((trial, job))
         return bool(self.asked)
 
     def _room(self, sampler: "optuna.samplers.BaseSampler") -> int:
@@ -99,10 +105,13 @@ class StackRunner(Runner):
         first_error: UserInputError | None = None
         for result in results:
             trial, job = self.asked.pop(0)
+            self.pulse.stop(trial._trial_id)
             try:
                 self._tell(trial, job, result)
             except UserInputError as error:
                 first_error = first_error or error
+            except UpdateFinishedTrialError:  # another worker saw no sign of life from this one, and did the same
+                warn_once(f"trial {trial.number} was taken over by another worker.")
         if first_error is not None and len(self.failures) >= min(_FAILURES_IN_A_ROW, len(results)):
             raise first_error
 
@@ -127,6 +136,7 @@ class StackRunner(Runner):
         for stack in self.stacks:
             stack.kill()
         for trial, _ in self.asked:
+            self.pulse.stop(trial._trial_id)
             _give_back(self.study, self.chosen, trial)
         self.stacks, self.asked = [], []
 
