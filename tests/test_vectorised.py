@@ -606,6 +606,7 @@ def find(folder, *, make_model=make_model, data=None, space=SPACE, trials=4, **o
         "retrain": 0,
         "start_method": "fork",
         "progress": False,
+        "report": False,
         "vectorize": True,
     }
     data = digits() if data is None else data
@@ -721,7 +722,7 @@ def slow_search(folder, gate):
     options = {"max_epochs": 3, "reload_dataloaders_every_n_epochs": 1, **CPU}
     return lt.search(
         make_model, Slow(gate), SPACE, trials=3, method="random", trainer=options, folder=folder, retrain=0,
-        start_method="fork", progress=False, vectorize=True,
+        start_method="fork", progress=False, report=False, vectorize=True,
     )  # fmt: skip
 
 

@@ -39,7 +39,7 @@ class StackRunner(Runner):
         self.most = most
         self.asked: list[tuple[Trial, Job]] = []
         self.stacks: list[StackRun] = []
-        self._said = ""
+        self._said: list[dict[str, Any]] = []
 
     def run(self) -> None:
         """Run until the budget is spent and nobody else works on it."""
@@ -118,18 +118,16 @@ class StackRunner(Runner):
     def _say(self, bar: Any) -> None:
         notes = [_note(stack) for stack in self.stacks]
         known = [note for note in notes if note]
-        if not known:
+        if not known or known == self._said:
             return
+        self._said = known
         best = ordered(self.study)[:1]
         found = [note["best"] for note in known if note["best"] is not None]
         found += [best[0].value] if best else []
         value = (min if self.pool.job.mode == "min" else max)(found, default=None)
         epochs, live = min(note["epoch"] for note in known), sum(note["live"] for note in known)
         text = f"epoch {epochs}, {live} of {len(self.asked)} training"
-        text = text if value is None else f"{text}, best {self.pool.job.monitor} {value:.4g}"
-        if text != self._said:
-            bar.set_postfix_str(text)
-            self._said = text
+        bar.set_postfix_str(text if value is None else f"{text}, best {self.pool.job.monitor} {value:.4g}")
 
     def _abandon(self) -> None:
         """Leave what still trains, after an interrupt or an error, to the next search."""
