@@ -684,7 +684,7 @@ def make_digits(batch_size):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"make_model": wide, "space": {"width": lt.Int(2, 9)}}, "must share their architecture"),
+        ({"make_model": wide, "space": {"width": lt.Int(2, 9)}}, r"must share their architecture.*stacks/\w+/log.txt"),
         ({"prune": "median"}, "cannot be combined with vectorize"),
         ({"vectorize": -1}, "vectorize must be in"),
         ({"callbacks": lambda: [Chatty()]}, "Chatty needs a Trainer"),

@@ -138,7 +138,7 @@ class StackedModule(LightningModule):
             return
         if self._seen:
             measured["train_loss"] = torch.as_tensor(self._loss_sum) / self._seen
-        table = torch.stack([values.double().cpu() for values in measured.values()]).T.tolist()
+        table = torch.stack([values.cpu().double() for values in measured.values()]).T.tolist()
         self.take([dict(zip(measured, row, strict=True)) for row in table])
 
     def take(self, values: Sequence[dict[str, float]]) -> None:

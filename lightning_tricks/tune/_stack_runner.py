@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -96,7 +97,11 @@ class StackRunner(Runner):
                     results[i] = result
             self._say(bar)
             time.sleep(0.02)
-        told = [each for i, part in enumerate(parts) for each in _each(results[i], len(part))]
+        told = [
+            {**each, "stack": stack.job.folder.name}
+            for i, stack in enumerate(self.stacks)
+            for each in _each(results[i], len(parts[i]))
+        ]
         self.stacks = []
         self._tell_all(told)
 
@@ -114,6 +119,10 @@ class StackRunner(Runner):
                 warn_once(f"trial {trial.number} was taken over by another worker.")
         if first_error is not None and len(self.failures) >= min(_FAILURES_IN_A_ROW, len(results)):
             raise first_error
+
+    def _count_failures(self, result: dict[str, Any], job: Job) -> None:
+        """Point to the log of the stack, since a trial has none of its own."""
+        super()._count_failures(result, replace(job, folder=self.pool.job.folder / "stacks" / result["stack"]))
 
     def _say(self, bar: Any) -> None:
         notes = [_note(stack) for stack in self.stacks]
