@@ -28,6 +28,7 @@ class QuietTrial:
 
 CALLBACKS = {
     "ActivationMonitor": lambda: lt.ActivationMonitor(every_n_steps=1),
+    "Diagnosis": lambda: lt.Diagnosis(every_n_steps=1),
     "EarlyStopping": lambda: lt.EarlyStopping("val_loss", patience=50),
     "ExactResume": lambda: lt.ExactResume(),
     "LRFinder": lambda: lt.LRFinder(steps=10, update=False),
@@ -46,6 +47,7 @@ VARIANTS = {
 # Those that only look: a run with them ends bit-equal to the run without.
 MONITORS = [
     "ActivationMonitor",
+    "Diagnosis",
     "EarlyStopping",
     "ExactResume",
     "LRFinder",

@@ -6,6 +6,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
+from lightning_tricks.callbacks import TolerantWandbLogger
+
 MakeLogger = Callable[[Path, dict[str, Any]], Logger]
 
 
@@ -27,12 +29,12 @@ def logger_of(
         return given(folder, params)
     name = folder.name if folder.name.startswith(("run", "trial")) else f"{folder.parent.name}-{folder.name}"
     defaults = {"name": name, "config": params, "save_dir": folder, "id": _run_id(folder)}
-    return WandbLogger(**{**defaults, "job_type": "test" if test else "train", **given})
+    return TolerantWandbLogger(**{**defaults, "job_type": "test" if test else "train", **given})
 
 
 def summarize(logger: Logger | None, content: Mapping[str, Any]) -> None:
     """Put what counts into a W&B run's summary, by which its tables sort."""
-    if isinstance(logger, WandbLogger):
+    if isinstance(logger, WandbLogger) and not getattr(logger, "gave_up", False):
         logger.experiment.summary.update(dict(content))
 
 
