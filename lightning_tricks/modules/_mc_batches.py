@@ -34,8 +34,10 @@ def infer_task(model: nn.Module, task: str) -> Task:
     )
 
 
-def to_summary_form(out: Any, task: Task, *, logits: bool) -> Any:
+def to_summary_form(out: Any, task: Task, *, logits: bool, class_dim: int = 1) -> Any:
     """Turn samples of the model's output ``(s, B, ...)`` into probabilities, or values for a regression.
+
+    Classes come to lie on axis 2, ``(s, B, C, ...)``; ``class_dim`` says where in one sample ``(B, ...)`` they are.
 
     Raises:
         UserInputError: if the output is no tensor (for a regression: or pair of mean and log-variance).
@@ -57,7 +59,10 @@ def to_summary_form(out: Any, task: Task, *, logits: bool) -> Any:
                 f"a multiclass model must return (B, C) or (B, C, ...), but one sample has shape "
                 f"{tuple(out.shape[1:])}. Pass task='binary' or 'regression' if that is what it is."
             )
-        return out.softmax(dim=2) if logits else out  # (s, B, C, ...)
+        if not -out.dim() + 2 <= class_dim < out.dim() - 1:
+            raise UserInputError(f"class_dim={class_dim} is no axis of one sample's shape {tuple(out.shape[1:])}.")
+        out = out.movedim(class_dim + 1 if class_dim > 0 else class_dim, 2)  # (s, B, C, ...)
+        return out.softmax(dim=2) if logits else out
     if task == "binary" and out.dim() == 3 and out.shape[2] == 1:
         out = out.squeeze(2)
     return out.sigmoid() if logits else out
@@ -65,7 +70,13 @@ def to_summary_form(out: Any, task: Task, *, logits: bool) -> Any:
 
 def split_inputs(batch: Any, split: Callable[[Any], tuple[Any, Any]] | None) -> tuple[tuple[Any, ...], Any]:
     """Return the model's positional inputs and the targets (None if there are none)."""
-    inputs, targets = split_batch(batch) if split is None else split(batch)
+    try:
+        inputs, targets = split_batch(batch) if split is None else split(batch)
+    except UserInputError as error:
+        raise UserInputError(
+            f"{error} For other batches pass split=lambda batch: (inputs, targets), such as "
+            "split=lambda batch: ((batch['input_ids'], batch['attention_mask']), batch['labels'])."
+        ) from None
     return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), targets
 
 

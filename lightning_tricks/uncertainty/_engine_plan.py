@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
@@ -69,6 +70,9 @@ class Planner:
         tape: PrefixTape | None = PrefixTape()
         first = self.passes.one(batch, samples[0], tape)
         self._demand_sites()
+        if scripted := scripted_parts(self.model):
+            self.notes.append(f"compiled to TorchScript, where dropout cannot be reached: {', '.join(scripted)}")
+            rank_zero_warn(f"mc_forward leaves dropout off in parts {self.notes[-1]}. Keep them as Python modules.")
         tape = self._tested(tape, batch, samples[0], first)
         for engine in self._order(batch, len(samples)):
             try:
@@ -177,8 +181,10 @@ class Planner:
             return
         book = self.passes.book
         resting = f" Found, but off: {', '.join(sorted(book.resting))}." if book.resting else ""
-        scripted = [n or "the model" for n, m in self.model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+        scripted = scripted_parts(self.model)
         hidden = f" Compiled to TorchScript, so their dropout cannot be reached: {scripted[0]}." if scripted else ""
+        if isinstance(self.model, torch.fx.GraphModule):
+            hidden += " It is a traced or exported graph: what was dropout in eval mode is not in it any more."
         raise UserInputError(
             f"mc_forward found nothing random in {type(self.model).__name__}. It looked for dropout of every kind "
             "(modules, functions, in attention and recurrent layers), stochastic depth, random slopes and noise."
@@ -194,12 +200,25 @@ class Planner:
         later = range(samples.stop, samples.stop + 64)  # a few samples of a small p may be equal by chance
         if any(distance(first, self.passes.one(batch, sample)) > 1e-6 for sample in later):
             return
-        names = ", ".join(self.passes.book.sites)
+        names = list(self.passes.book.sites)
+        at = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        zero = next((name for name, p in self.model.named_parameters() if p.dim() > 1 and not p.any()), None)
+        cause = (
+            f"{zero} is all zero, as some nets start: train or load it first."
+            if zero
+            else "is it computed in compiled or exported code, too small beside what is added to it, or thrown away?"
+        )
         raise UserInputError(
             f"All {len(samples)} samples of {type(self.model).__name__} are equal, although random numbers were drawn "
-            f"at: {names}. What they change does not reach the output: is it computed in compiled or exported code, "
-            "or thrown away?"
+            f"at: {at}. What they change does not reach the output: {cause}"
         )
+
+
+def scripted_parts(model: nn.Module) -> list[str]:
+    """Return the names of the outermost parts that are compiled to TorchScript."""
+    names = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    inside = tuple(f"{name}." for name in names if name)
+    return ["the model"] if "" in names else [name for name in names if not name.startswith(inside)]
 
 
 def distance(one: Any, other: Any) -> float:
