@@ -167,6 +167,29 @@ def test_nothing_random_is_an_error(net, message):
         mc_forward(net, torch.ones(3, 8), samples=3)
 
 
+def test_exported_and_partly_compiled_nets_are_told():
+    net = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 2))
+    x = torch.ones(3, 8)
+    with pytest.raises(UserInputError, match="It is a traced or exported graph"):
+        mc_forward(torch.export.export(net.eval(), (x,)).module(), x, samples=3)
+    with pytest.warns(FutureWarning, match="deprecated"):
+        script = torch.jit.script(nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 8)))
+    with pytest.warns(UserWarning, match=r"leaves dropout off in parts compiled to TorchScript, .*reached: 0\. Keep"):
+        mc_forward(nn.Sequential(script, net), x, samples=3)
+
+
+def test_an_empty_batch_is_said():
+    with pytest.raises(UserInputError, match="the batch has no rows"):
+        mc_forward(head_net(), IMAGES[:0], samples=3)
+
+
+def test_a_last_layer_of_zeros_is_named():
+    net = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 2))
+    nn.init.zeros_(net[1].weight)
+    with pytest.raises(UserInputError, match=r"1\.weight is all zero, as some nets start"):
+        mc_forward(net, torch.ones(3, 8), samples=5)
+
+
 def test_zero_variance_is_an_error():
     class Wasted(nn.Module):
         def forward(self, x):
@@ -193,6 +216,10 @@ def test_layers_p_and_insert():
     plain = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
     assert sites(plain, insert="head", p=0.3) == [("2#0", 0.3, "inserted")]
     assert sites(plain, insert={"0": 0.2}) == [("0#0", 0.2, "inserted")]
+    asleep = nn.Sequential(nn.Dropout(0.0), *plain)
+    assert sites(asleep, insert="head", p=0.3) == [("3#0", 0.3, "inserted")]  # p is for what is inserted
+    both = sites(asleep, insert={"1": 0.2}, p=0.4)
+    assert both == [("0#0", 0.4, "turned on"), ("1#0", 0.2, "inserted")]
     with pytest.raises(UserInputError, match=r"layers='nope' matches no module of Sequential. Its modules: 0, 1, 2"):
         sites(plain, layers="nope")
     with pytest.raises(UserInputError, match="needs a probability"):
@@ -267,6 +294,22 @@ def test_several_inputs_dicts_and_tuples():
         Two(), torch.ones(3, 8), torch.ones(3, 8), samples=4, kwargs={"scale": 1.0}, output=lambda out: out["sum"]
     )
     assert picked.shape == (4, 3)
+
+
+def test_what_is_no_tensor_in_an_output_stays_as_it_is():
+    class Answer(nn.Module):
+        def __init__(self, extra):
+            super().__init__()
+            self.extra = extra
+
+        def forward(self, x):
+            return {"logits": F.dropout(x, 0.5, self.training), "loss": None, "extra": self.extra}
+
+    for engine in ("vmap", "loop", "repeat"):
+        out = mc_forward(Answer("name"), torch.ones(5, 8), samples=4, engine=engine, chunk_size=2)
+        assert (out["logits"].shape, out["loss"], out["extra"]) == ((4, 5, 8), None, "name")
+    with pytest.raises(UserInputError, match=r"the model returned a float; .*output=lambda out: out\.logits"):
+        mc_forward(Answer(1.5), torch.ones(5, 8), samples=4)
 
 
 def test_inference_mode_autocast_and_compile():

@@ -1,7 +1,6 @@
 """MCDropoutPredictor in a Trainer: predict, test and validate, with any batch, from a checkpoint, on two ranks."""
 
 import csv
-import json
 
 import numpy as np
 import pytest
@@ -117,6 +116,11 @@ def test_binary_and_regression():
     torch.testing.assert_close(out["total_variance"], out["epistemic_variance"] + out["aleatoric_variance"])
 
 
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
 STEMS = [f"test/{name}" for name in ("reliability", "risk_coverage", "entropy", "most_uncertain_pictures")]
 
 
@@ -150,7 +154,7 @@ def test_off_and_on_are_logged_side_by_side(tmp_path):
     assert information == sorted(information, reverse=True)
     assert sorted(int(row["index"]) for row in rows) == list(range(11))
     assert [int(row["target"]) for row in rows] == [int(row["index"]) % 3 for row in rows]
-    shown = np.asarray(Image.open(tmp_path / "tables" / rows[0]["picture"])) / 255
+    shown = pixels(tmp_path / "tables" / rows[0]["picture"]) / 255
     picture = images[int(rows[0]["index"]), 0]
     expected = (picture - picture.min()) / (picture.max() - picture.min())
     np.testing.assert_allclose(shown[10::21, 10::21], expected, atol=0.003)
@@ -173,14 +177,14 @@ def test_wandb_gets_metrics_pictures_and_a_table_with_pictures(tmp_path):
     for stem in STEMS:
         ((_, picture),) = run.rows(stem)
         assert list(tmp_path.rglob(picture["filenames"][0])), stem
-    ((_, table),) = run.rows("test/most_uncertain")
-    table = json.loads(next(tmp_path.rglob(table["path"])).read_text())
+    assert run.rows("test/most_uncertain")[0][1]["_type"] == "table-file"
+    table = run.table("test/most_uncertain")
     assert table["columns"] == ["index", "mutual_info", "prediction", "target", "picture"]
     assert len(table["data"]) == 11
     for index, *_, target, picture in table["data"]:
         assert target == index % 3
         assert picture["_type"] == "image-file"
-        assert Image.open(next(tmp_path.rglob(picture["path"]))).size == (63, 42)
+        assert pixels(picture["local_path"]).shape == (42, 63)
 
 
 def test_maps_and_left_out_pixels(tmp_path):
@@ -199,8 +203,8 @@ def test_maps_and_left_out_pixels(tmp_path):
     head, *rows = csv.reader(table.read_text().splitlines())
     assert head == ["index", "mutual_info", "prediction", "target", "picture", "map"]
     assert len(rows) == 6
-    sizes = [[Image.open(tmp_path / "tables" / cell).size for cell in row[2:]] for row in rows]
-    assert sizes == [[(63, 45)] * 4] * 6
+    sizes = [[pixels(tmp_path / "tables" / cell).shape[:2] for cell in row[2:]] for row in rows]
+    assert sizes == [[(45, 63)] * 4] * 6
 
 
 def test_classes_on_the_last_axis():

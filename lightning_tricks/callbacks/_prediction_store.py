@@ -1,6 +1,7 @@
 """Rows of predictions on disk: appended batch by batch, read back in any order, never all in memory."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,8 +13,8 @@ from lightning_tricks._base import UserInputError
 
 Columns = dict[str, NDArray[Any]]
 
-# Rows that are read and written together: a few megabytes for the usual summaries.
-BLOCK_ROWS = 4096
+# What is read and written together; rows may be single numbers or maps of megabytes.
+BLOCK_BYTES = 4 * 2**20
 
 
 class ColumnStore:
@@ -137,5 +138,7 @@ class MergedRows:
 
     def blocks(self) -> Iterator[slice]:
         """Cut the rows into pieces that fit into memory."""
-        for start in range(0, len(self), BLOCK_ROWS):
-            yield slice(start, min(start + BLOCK_ROWS, len(self)))
+        row = sum(dtype.itemsize * math.prod(shape) for dtype, shape in self.layout.values())
+        step = max(1, BLOCK_BYTES // max(row, 1))
+        for start in range(0, len(self), step):
+            yield slice(start, min(start + step, len(self)))

@@ -176,14 +176,12 @@ class MCDropoutPredictor(LightningModule):
         chunk = self._engine.chunk_size or len(index)
         parts = []
         for rows in torch.arange(len(index)).split(chunk):
-            rounds = SureRows(rows, copy.deepcopy(new), tolerance=self._tolerance or 0, min_rows=self._engine.min_rows)
+            rounds = SureRows(
+                rows, copy.deepcopy(new), self._formed, tolerance=self._tolerance or 0, min_rows=self._engine.min_rows
+            )
             for samples in rounds.plan(self._engine.samples):
-
-                def sink(_: slice, __: range, out: Any, rounds: SureRows = rounds) -> None:
-                    rounds.stream.update(self._formed(out))
-
-                open_rows = rounds.rows
-                self._engine.feed(sink, *rows_of(inputs, open_rows, len(index)), rows=index[open_rows], samples=samples)
+                part, keys = rows_of(inputs, rounds.rows, len(index)), index[rounds.rows]
+                self._engine.feed(rounds.take, *part, rows=keys, samples=samples)
             parts.append(rounds.result())
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

@@ -1,6 +1,6 @@
 """Draw until the Monte-Carlo error is small enough, row by row."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,13 +21,24 @@ class SureRows:
     Args:
         rows: positions in the batch.
         stream: empty.
+        form: turns the model's outputs into what the stream takes.
         tolerance: Monte-Carlo standard error that is small enough, above 0.
         min_rows: the engine fills up batches to so many rows, with copies of the last one.
     """
 
-    def __init__(self, rows: Tensor, stream: SampleStream, *, tolerance: float, min_rows: int) -> None:
+    def __init__(
+        self,
+        rows: Tensor,
+        stream: SampleStream,
+        form: Callable[[Any], Any],
+        *,
+        tolerance: float,
+        min_rows: int,
+    ) -> None:
         self.rows, self.stream = rows, stream
         self.tolerance, self.min_rows = tolerance, min_rows
+        self._form = form
+        self._pieces: list[Any] = []
         self._done: list[tuple[Tensor, dict[str, Tensor]]] = []
 
     def plan(self, total: int) -> Iterator[range]:
@@ -37,6 +48,15 @@ class SureRows:
             yield range(start, stop)
             start, stop = stop, min(2 * stop, total)
             self._close(last=start == total)
+
+    def take(self, rows: slice, samples: range, out: Any) -> None:
+        """Add samples of all rows that are left, or of a piece of them; the pieces come in order."""
+        whole = rows == slice(0, len(self.rows))
+        out = self._form(out)
+        self._pieces.append(out if whole else tree_map(lambda x: x[:, : rows.stop - rows.start], out))
+        if rows.stop == len(self.rows):
+            self.stream.update(tree_map(lambda *x: torch.cat(x, dim=1), *self._pieces))
+            self._pieces = []
 
     def result(self) -> dict[str, Tensor]:
         """Return the summaries of all rows in their order."""

@@ -148,17 +148,24 @@ class MCEngine:
         def hand_over(rows: slice, drawn: range, out: Any) -> None:
             sink(rows, drawn, self._restored(out))
 
+        named = dict(kwargs or {})
         with self._at_work():
-            for part, cut in self._chunks(inputs, dict(kwargs or {}), rows):
-                batch = cut.filled(self.min_rows)
-                if self.report is None:
-                    planner = Planner(self.model, self._passes, self.engine)
-                    if self._compiled:
-                        planner.notes.append("the torch.compile wrapper is taken off: the net runs eagerly")
-                    self.report, out = planner.plan(batch, wanted)
-                    hand_over(part, wanted, out)
+            planned = None
+            if self.report is None:
+                _, first = next(self._chunks(inputs, named, rows))
+                self.report, planned = self._planner().plan(first.filled(self.min_rows), wanted)
+            for part, cut in self._chunks(inputs, named, rows):
+                if planned is not None:
+                    hand_over(part, wanted, planned)
+                    planned = None
                 else:
-                    self._compute(hand_over, part, batch, wanted)
+                    self._compute(hand_over, part, cut.filled(self.min_rows), wanted)
+
+    def _planner(self) -> Planner:
+        planner = Planner(self.model, self._passes, self.engine)
+        if self._compiled:
+            planner.notes.append("the torch.compile wrapper is taken off: the net runs eagerly")
+        return planner
 
     def _compute(self, sink: Sink, part: slice, batch: Batch, samples: range) -> None:
         report = self.report
@@ -199,7 +206,8 @@ class MCEngine:
         if size == 0:
             raise UserInputError("the batch has no rows. Leave it out.")
         keys = _row_keys(rows, size)
-        step = self.chunk_size or size
+        at_once = None if self.report is None else self.report.rows_at_once
+        step = min(self.chunk_size or size, at_once or size)
         whole = Batch(call, inputs, kwargs, keys)
         for start in range(0, size, step):
             part = slice(start, min(start + step, size))

@@ -74,7 +74,7 @@ class Passes:
         self.book, self.noise, self.shared = book, noise, shared
         self.mode: StochasticMode | None = None  # of the pass that runs; hooks that insert dropout reach for it
         self.dtypes: set[torch.dtype] = set()
-        self.row_size = 0  # of the largest tensor of random numbers, in elements per row and sample
+        self.row_size = 0  # of the largest tensor after the first draw that is known, in elements per row and sample
 
     def one(self, batch: Batch, sample: int, tape: PrefixTape | None = None) -> Any:
         """Compute one sample, recording or replaying the prefix."""

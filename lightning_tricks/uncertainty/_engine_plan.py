@@ -17,6 +17,8 @@ from lightning_tricks.uncertainty._engine_tape import PrefixTape
 
 # Beyond this much per row, S samples at once fall out of a CPU's cache and the loop is faster (measured).
 _CPU_ROW_BYTES = 2**20
+# So much for S samples of one tensor; a net holds a few of them at a time.
+_CPU_BYTES, _GPU_BYTES = 2**24, 2**29
 
 
 @dataclass
@@ -27,6 +29,7 @@ class EngineReport:
         engine: ``"vmap"``, ``"lifted"`` (vmap over copies of the input), ``"repeat"`` or ``"loop"``.
         prefix_shared: whether what comes before the first random call is computed once per batch.
         sites: the random calls, in order.
+        rows_at_once: so many rows are computed together at most, lest their samples fill the memory; None for all.
         resting: dropout calls that stayed off, such as those with p = 0.
         notes: engines that were tried and why they did not suit, and what else is worth knowing.
     """
@@ -34,6 +37,7 @@ class EngineReport:
     engine: Engine
     prefix_shared: bool
     sites: list[StochasticSite]
+    rows_at_once: int | None = None
     resting: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -61,7 +65,7 @@ class Planner:
         self.notes: list[str] = []
 
     def plan(self, batch: Batch, samples: range) -> tuple[EngineReport, Any]:
-        """Return the report and the samples of this batch.
+        """Return the report and the samples of this batch's first rows, as many as it says, or None if not computed.
 
         Raises:
             UserInputError: if nothing in the net is random, or the asked-for engine does not suit it.
@@ -70,6 +74,8 @@ class Planner:
         tape: PrefixTape | None = PrefixTape()
         first = self.passes.one(batch, samples[0], tape)
         self._demand_sites()
+        asked = batch
+        batch, first, tape, at_once = self._cut(batch, samples, first, tape)
         if scripted := scripted_parts(self.model):
             self.notes.append(f"compiled to TorchScript, where dropout cannot be reached: {', '.join(scripted)}")
             rank_zero_warn(f"mc_forward leaves dropout off in parts {self.notes[-1]}. Keep them as Python modules.")
@@ -83,8 +89,10 @@ class Planner:
             self._demand_variance(out, samples, batch)
             shared = engine == "vmap" or (engine == "loop" and tape is not None)
             book = self.passes.book
-            report = EngineReport(engine, shared, list(book.sites.values()), sorted(book.resting), self.notes)
-            return report, out
+            sites, resting = list(book.sites.values()), sorted(book.resting)
+            if engine == "loop":  # holds one sample at a time, so it takes all rows
+                return EngineReport(engine, shared, sites, None, resting, self.notes), out if batch is asked else None
+            return EngineReport(engine, shared, sites, at_once, resting, self.notes), out
         raise AssertionError("the loop is the last engine and suits every model")
 
     def _tested(self, tape: PrefixTape | None, batch: Batch, sample: int, first: Any) -> PrefixTape | None:
@@ -105,11 +113,26 @@ class Planner:
     def _order(self, batch: Batch, n_samples: int) -> list[Engine]:
         if self.engine != "auto":
             return [self.engine]  # type: ignore[list-item]  # checked when it was passed
-        devices = {x.device.type for x in tree_leaves((batch.args, batch.kwargs)) if isinstance(x, Tensor)}
-        if devices - {"cpu"}:  # one large launch beats S small ones
+        if not _on_cpu(batch):  # one large launch beats S small ones
             return ["vmap", "repeat", "lifted", "loop"]
         small = self.passes.row_size * n_samples * 4 <= _CPU_ROW_BYTES
         return ["vmap", "loop"] if small else ["loop"]
+
+    def _cut(
+        self, batch: Batch, samples: range, first: Any, tape: PrefixTape | None
+    ) -> tuple[Batch, Any, PrefixTape | None, int | None]:
+        """Keep as many rows as may be computed at once; for fewer than all, their first sample is computed anew."""
+        rows = len(batch.rows or ())
+        outputs = (x.numel() // max(rows, 1) for x in first)
+        self.passes.row_size = max(self.passes.row_size, *outputs, 1)
+        if not rows or self._order(batch, len(samples)) == ["loop"]:
+            return batch, first, tape, None
+        room = _CPU_BYTES if _on_cpu(batch) else _GPU_BYTES
+        at_once = max(room // (self.passes.row_size * len(samples) * 4) // 4 * 4, 4)
+        if at_once >= rows:
+            return batch, first, tape, at_once
+        part, tape = batch.part(slice(0, at_once)), PrefixTape()
+        return part, self.passes.one(part, samples[0], tape), tape, at_once
 
     def _tried(self, engine: Engine, batch: Batch, samples: range, tape: PrefixTape | None, first: Any) -> Any:
         """Compute the samples and compare two of them with the loop's."""
@@ -212,6 +235,10 @@ class Planner:
             f"All {len(samples)} samples of {type(self.model).__name__} are equal, although random numbers were drawn "
             f"at: {at}. What they change does not reach the output: {cause}"
         )
+
+
+def _on_cpu(batch: Batch) -> bool:
+    return all(x.device.type == "cpu" for x in tree_leaves((batch.args, batch.kwargs)) if isinstance(x, Tensor))
 
 
 def scripted_parts(model: nn.Module) -> list[str]:
