@@ -71,6 +71,43 @@ class CountConvolved(torch.utils._python_dispatch.TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("engine", ["auto", "loop"])
+def test_memory_holds_few_rows_at_a_time(engine):
+    """Summaries of 100 samples of many wide rows, without the 200 MB that all samples of one layer would take."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 512), nn.Dropout(0.5), nn.Linear(512, 3))
+    x = torch.randn(1000, 8)
+    run = MCEngine(net, samples=100, seed=0, engine=engine)
+    rows, total = [], torch.zeros(1000, 3)
+
+    def sink(part, samples, out):
+        rows.append(part.stop - part.start)
+        total[part] += out.sum(0)
+
+    with LargestResult() as seen:
+        run.feed(sink, x)
+    assert seen.bytes < 20e6
+    assert run.report.engine == ("vmap" if engine == "auto" else "loop")
+    assert (run.report.rows_at_once or 1000) == max(rows)
+    assert sum(rows) == 1000
+    deterministic = run.deterministic(x)
+    spread = (net[2].weight.square() @ net[0](x).T.square()).T.sqrt() / 10  # p / (1 - p) = 1, 100 samples
+    assert ((total / 100 - deterministic).abs() < 6 * spread).all()
+
+
+class LargestResult(torch.utils._python_dispatch.TorchDispatchMode):
+    """Notes the largest tensor that any operation makes."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in torch.utils._pytree.tree_leaves(out):
+            if isinstance(x, torch.Tensor):
+                self.bytes = max(self.bytes, x.untyped_storage().nbytes())
+        return out
+
+
 def test_vmapped_equals_looped_on_real_heads():
     net = head_net().eval()
     loop = mc_forward(net, IMAGES, samples=30, seed=4, engine="loop")

@@ -9,11 +9,19 @@ from helpers import quiet_trainer, run_ranks
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from torchmetrics.classification import MulticlassCalibrationError
 from wandb_file import WandbRun
 
-from lightning_tricks import MLP, Classifier, MCDropoutPredictor, PredictionWriter, Regressor, mc_forward
+from lightning_tricks import (
+    MLP,
+    Classifier,
+    DigitsDataModule,
+    MCDropoutPredictor,
+    PredictionWriter,
+    Regressor,
+    mc_forward,
+)
 from lightning_tricks._base import UserInputError
 from lightning_tricks.uncertainty import (
     AURC,
@@ -205,6 +213,37 @@ def test_maps_and_left_out_pixels(tmp_path):
     assert len(rows) == 6
     sizes = [[pixels(tmp_path / "tables" / cell).shape[:2] for cell in row[2:]] for row in rows]
     assert sizes == [[(45, 63)] * 4] * 6
+
+
+def table_of(folder):
+    (table,) = folder.glob("tables/*.csv")
+    return [(int(row["index"]), int(row["target"])) for row in csv.DictReader(table.read_text().splitlines())]
+
+
+def test_places_are_known_from_a_datamodule(tmp_path):
+    """Its sampler deals out whole batches."""
+    data = DigitsDataModule(batch_size=64, seed=0)
+    model = Classifier(MLP(64, 10, dropout=0.5, norm="none"), num_classes=10)
+    trainer = quiet_trainer(logger=CSVLogger(tmp_path, name="", version=""))
+    trainer.test(MCDropoutPredictor(model, samples=3), data, verbose=False)
+    labels = torch.cat([y for _, y in data.test_dataloader()])
+    rows = table_of(tmp_path)
+    assert max(index for index, _ in rows) > 128
+    assert [labels[index].item() for index, _ in rows] == [target for _, target in rows]
+
+
+def test_places_are_counted_where_nobody_knows_them(tmp_path):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(zip(X, Y, strict=True))
+
+    trainer = quiet_trainer(logger=CSVLogger(tmp_path, name="", version=""))
+    trainer.test(MCDropoutPredictor(classifier(), samples=3), DataLoader(Stream(), batch_size=4), verbose=False)
+    assert sorted(table_of(tmp_path)) == [(i, i % 3) for i in range(11)]
+    path = tmp_path / "out.npz"
+    trainer = quiet_trainer(callbacks=PredictionWriter(path))
+    trainer.predict(MCDropoutPredictor(classifier(), samples=3), DataLoader(Stream(), batch_size=4))
+    assert np.load(path)["index"].tolist() == list(range(11))
 
 
 def test_classes_on_the_last_axis():

@@ -11,9 +11,9 @@ from torch.utils._pytree import tree_map
 
 from lightning_tricks._base import UserInputError, check_range
 from lightning_tricks.modules._mc_batches import (
+    RowPlaces,
     Task,
     batch_rows,
-    dataset_indices,
     infer_task,
     split_inputs,
     to_summary_form,
@@ -112,6 +112,7 @@ class MCDropoutPredictor(LightningModule):
         self._class_dim = class_dim
         self._quantiles, self._keep_samples, self._tau = tuple(quantiles), keep_samples, tau
         self._stream()  # a bad option is said now
+        self._places = RowPlaces()
         self._metrics = nn.ModuleList([OffAndOn(self.task)])  # one per dataloader, as are the rankings
         self._rankings = [UncertainRows(self.task)]
         self._engine = MCEngine(
@@ -149,9 +150,7 @@ class MCDropoutPredictor(LightningModule):
         )
 
     def _index(self, batch: Any, inputs: Any, batch_idx: int, dataloader_idx: int) -> Tensor:
-        n_rows = batch_rows(batch, inputs)
-        known = dataset_indices(self._trainer, batch, n_rows, batch_idx, dataloader_idx)
-        return torch.arange(n_rows) if known is None else known
+        return self._places.of(self._trainer, batch, batch_rows(batch, inputs), batch_idx, dataloader_idx)
 
     def _summaries(self, inputs: tuple[Any, ...], index: Tensor) -> dict[str, Tensor]:
         draw = self._drawn if self._tolerance is None else self._drawn_until_sure
