@@ -16,6 +16,7 @@ from lightning_tricks._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from lightning_tricks.callbacks import ActivationMonitor as ActivationMonitor
+    from lightning_tricks.callbacks import Diagnosis as Diagnosis
     from lightning_tricks.callbacks import EarlyStopping as EarlyStopping
     from lightning_tricks.callbacks import ExactResume as ExactResume
     from lightning_tricks.callbacks import LRFinder as LRFinder
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from lightning_tricks.callbacks import Preflight as Preflight
     from lightning_tricks.callbacks import PruningCallback as PruningCallback
     from lightning_tricks.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
+    from lightning_tricks.callbacks import TolerantWandbLogger as TolerantWandbLogger
     from lightning_tricks.callbacks import WeightInit as WeightInit
     from lightning_tricks.callbacks import WeightPenalty as WeightPenalty
     from lightning_tricks.callbacks import lr_find as lr_find
@@ -68,6 +70,7 @@ _ROOM_OF = {
     "Classifier": "modules",
     "CoarseToFineSampler": "tune",
     "ConvNet": "nets",
+    "Diagnosis": "callbacks",
     "DigitsDataModule": "data",
     "EarlyStopping": "callbacks",
     "ExactResume": "callbacks",
@@ -91,6 +94,7 @@ _ROOM_OF = {
     "TTAPredictor": "modules",
     "TabularDataModule": "data",
     "TextDataModule": "data",
+    "TolerantWandbLogger": "callbacks",
     "WeightInit": "callbacks",
     "WeightPenalty": "callbacks",
     "build_net": "nets",

@@ -1,6 +1,7 @@
 """The engine: closed forms, one prefix, the same samples however they are computed, and everything given back."""
 
 import copy
+import warnings
 from contextlib import nullcontext
 
 import numpy as np
@@ -197,7 +198,8 @@ def test_the_input_is_not_overwritten():
 )
 def test_nothing_random_is_an_error(net, message):
     if message is None:
-        with pytest.warns(FutureWarning, match="deprecated"):
+        with warnings.catch_warnings():  # newer versions of torch call it deprecated
+            warnings.simplefilter("ignore", FutureWarning)
             script = torch.jit.trace(net.eval(), torch.ones(3, 8))
         net, message = script, "Compiled to TorchScript, so their dropout cannot be reached"
     with pytest.raises(UserInputError, match=message):
@@ -209,7 +211,8 @@ def test_exported_and_partly_compiled_nets_are_told():
     x = torch.ones(3, 8)
     with pytest.raises(UserInputError, match="It is a traced or exported graph"):
         mc_forward(torch.export.export(net.eval(), (x,)).module(), x, samples=3)
-    with pytest.warns(FutureWarning, match="deprecated"):
+    with warnings.catch_warnings():  # newer versions of torch call it deprecated
+        warnings.simplefilter("ignore", FutureWarning)
         script = torch.jit.script(nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 8)))
     with pytest.warns(UserWarning, match=r"leaves dropout off in parts compiled to TorchScript, .*reached: 0\. Keep"):
         mc_forward(nn.Sequential(script, net), x, samples=3)

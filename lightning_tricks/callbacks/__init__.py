@@ -1,6 +1,7 @@
 """Callbacks: thin shells on Lightning's hooks."""
 
 from lightning_tricks.callbacks._activation_monitor import ActivationMonitor as ActivationMonitor
+from lightning_tricks.callbacks._diagnosis import Diagnosis as Diagnosis
 from lightning_tricks.callbacks._early_stopping import EarlyStopping as EarlyStopping
 from lightning_tricks.callbacks._exact_resume import ExactResume as ExactResume
 from lightning_tricks.callbacks._lr_finder import LRFinder as LRFinder
@@ -15,5 +16,6 @@ from lightning_tricks.callbacks._preflight import Preflight as Preflight
 from lightning_tricks.callbacks._preflight import PreflightError as PreflightError
 from lightning_tricks.callbacks._pruning import PruningCallback as PruningCallback
 from lightning_tricks.callbacks._recipe import recipe as recipe
+from lightning_tricks.callbacks._wandb_logger import TolerantWandbLogger as TolerantWandbLogger
 from lightning_tricks.callbacks._weight_init import WeightInit as WeightInit
 from lightning_tricks.callbacks._weight_penalty import WeightPenalty as WeightPenalty

@@ -13,12 +13,12 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from torch import Tensor
 
 from lightning_tricks import __version__, plots
 from lightning_tricks._base import UserInputError, check_range, log_metrics
-from lightning_tricks.callbacks import EarlyStopping, NormMonitor, ReduceLROnPlateau, recipe
+from lightning_tricks.callbacks import EarlyStopping, NormMonitor, ReduceLROnPlateau, TolerantWandbLogger, recipe
 from lightning_tricks.data import ImageDataModule
 from lightning_tricks.data.augment import Rotate, Scale, Translate
 from lightning_tricks.diagnosis import Cell, Picture, Section, Table, Text, html_report, write_atomically
@@ -163,7 +163,7 @@ def _make_folder(out: Path, logger: CSVLogger) -> None:
 def _wandb_loggers(out: Path, wandb: str | None) -> list[Logger]:
     if wandb is None:
         return []
-    return [WandbLogger(project="lightning-tricks-demo", save_dir=out, offline=wandb == "offline")]
+    return [TolerantWandbLogger(project="lightning-tricks-demo", save_dir=out, offline=wandb == "offline")]
 
 
 @contextmanager
@@ -242,7 +242,9 @@ def _training(metrics: Path, callbacks: Sequence[Any]) -> Section:
         [
             Text(stopping.message or ""),
             Picture(figure, "Loss over epochs, with the epoch whose weights were kept and the learning rate's drops."),
-            Table(["epoch", "step", "learning rate before", "after"], drops, caption="Reductions of the learning rate"),
+            Table(["epoch", "step", "learning rate before", "after"], drops, caption="Reductions of the learning rate")
+            if drops
+            else Text("The learning rate was never reduced: the loss kept falling."),
             Picture(norms.plot(), "Gradient norm per layer: dark rows vanish, bright rows explode."),
         ],
     )
