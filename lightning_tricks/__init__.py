@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lightning_tricks.callbacks import Preflight as Preflight
     from lightning_tricks.callbacks import PruningCallback as PruningCallback
     from lightning_tricks.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
+    from lightning_tricks.callbacks import TolerantWandbLogger as TolerantWandbLogger
     from lightning_tricks.callbacks import WeightInit as WeightInit
     from lightning_tricks.callbacks import WeightPenalty as WeightPenalty
     from lightning_tricks.callbacks import lr_find as lr_find
@@ -93,6 +94,7 @@ _ROOM_OF = {
     "TTAPredictor": "modules",
     "TabularDataModule": "data",
     "TextDataModule": "data",
+    "TolerantWandbLogger": "callbacks",
     "WeightInit": "callbacks",
     "WeightPenalty": "callbacks",
     "build_net": "nets",

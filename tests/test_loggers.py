@@ -1,6 +1,7 @@
 """Pictures, tables, texts and alerts, read back from real loggers."""
 
 import csv
+import json
 import sys
 
 import pytest
@@ -10,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from wandb_file import WandbRun
 
-from lightning_tricks._base import alert, log_figure, log_metrics, log_table, log_text
+from lightning_tricks._base import alert, log_artifact, log_figure, log_metrics, log_summary, log_table, log_text
 from lightning_tricks.plots import new_figure
 
 
@@ -67,6 +68,20 @@ def test_wandb_gets_its_widgets(tmp_path):
     assert (step, table["_type"], table["nrows"]) == (7, "table-file", 2)
     assert run.rows("norm/total") == [(7, 2.5)]
     assert run.alerts == [("NaN", "in layer net.0", "WARN")]
+
+
+def test_the_summary_keeps_the_latest_of_each_name_and_files_are_copied_once(tmp_path):
+    logger = CSVLogger(tmp_path / "csv", name="", version="")
+    trainer = quiet_trainer(logger=logger)
+    log_summary(trainer, {"best": 1.5, "why": "patience"})
+    log_summary(trainer, {"best": 1.25})
+    assert json.loads((tmp_path / "csv/summary.json").read_text()) == {"best": 1.25, "why": "patience"}
+    page = tmp_path / "report.html"
+    page.write_text("<p>all well</p>")
+    log_artifact(trainer, page, kind="report")
+    assert (tmp_path / "csv/artifacts/report.html").read_text() == "<p>all well</p>"
+    log_artifact(trainer, tmp_path / "csv/summary.json", kind="summary")
+    assert not (tmp_path / "csv/artifacts/summary.json").exists(), "it is in the folder already"
 
 
 def test_no_logger_is_fine_and_loads_no_wandb():

@@ -136,7 +136,7 @@ def _for_each_logger(trainer: Trainer, what: str, write: Callable[[Logger, int],
         return
     at = trainer.global_step if step is None else step
     for logger in trainer.loggers:
-        if isinstance(logger, DummyLogger):
+        if isinstance(logger, DummyLogger) or _gave_up(logger):
             continue
         try:
             write(logger, at)
@@ -146,6 +146,11 @@ def _for_each_logger(trainer: Trainer, what: str, write: Callable[[Logger, int],
                 f"{name} could not write {what}: {error}. Training goes on; later failures of {name} are not repeated.",
                 key=f"logger failed: {name}",
             )
+
+
+def _gave_up(logger: Logger) -> bool:
+    """Tell whether a W&B logger has no run to write to, and has said so."""
+    return isinstance(logger, WandbLogger) and getattr(logger, "gave_up", False)
 
 
 def _folder(logger: Logger) -> Path | None:

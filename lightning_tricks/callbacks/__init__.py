@@ -16,5 +16,6 @@ from lightning_tricks.callbacks._preflight import Preflight as Preflight
 from lightning_tricks.callbacks._preflight import PreflightError as PreflightError
 from lightning_tricks.callbacks._pruning import PruningCallback as PruningCallback
 from lightning_tricks.callbacks._recipe import recipe as recipe
+from lightning_tricks.callbacks._wandb_logger import TolerantWandbLogger as TolerantWandbLogger
 from lightning_tricks.callbacks._weight_init import WeightInit as WeightInit
 from lightning_tricks.callbacks._weight_penalty import WeightPenalty as WeightPenalty

@@ -19,6 +19,7 @@ from lightning_tricks._base import (
     check_range,
     infer_mode,
     log_metrics,
+    log_summary,
     log_text,
     warn_once,
 )
@@ -416,7 +417,16 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
             numbers = {"best_score": best.score, "best_epoch": best.epoch, "best_step": best.step}
             numbers["reason"] = self.stopping_reason.value
             log_metrics(trainer, {f"early_stopping/{name}": float(number) for name, number in numbers.items()})
+        log_summary(trainer, self._summary())
         log_text(trainer, "early_stopping/message", self.stopping_reason_message)
+
+    def _summary(self) -> dict[str, str | int | float]:
+        """Return what the run came to, for tables of many runs."""
+        said: dict[str, str | int | float] = {"stopped_by": self.stopping_reason.name.lower()}
+        said["why"] = self.stopping_reason_message or ""
+        if self._keeper.best is not None:
+            said |= {f"best_{self.monitor}": self._keeper.best.score, "best_epoch": self._keeper.best.epoch}
+        return {f"early_stopping/{name}": value for name, value in said.items()}
 
     def _put_back(self, trainer: Trainer, module: LightningModule, *, after_exception: bool) -> bool:
         if not after_exception:

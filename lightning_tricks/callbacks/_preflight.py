@@ -1,5 +1,6 @@
 """The checks before the first step, as a callback."""
 
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -8,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from lightning_tricks._base import UserInputError, check_choice, log_text
+from lightning_tricks._base import UserInputError, alert, check_choice, log_artifact, log_text
 from lightning_tricks.diagnosis import Report
 from lightning_tricks.diagnosis._check import rules_for, run_rules
 from lightning_tricks.diagnosis._probe import Probe, untouched
@@ -24,8 +25,8 @@ class Preflight(Callback):
     A run with Preflight ends with the same bits as the run without: copies of the model are tried out on samples that
     are taken from the dataset past the loader, and every random stream is put back. (A Dataset that draws from a
     generator of its own is moved on.) Findings are warnings; the whole report is in :attr:`report` and goes to the
-    logger as a text. A resumed run is not checked again. With several processes only parameters and loaders are
-    looked at, on the first one.
+    loggers as a text and as a page, errors as an alert. A resumed run is not checked again. With several processes
+    only parameters and loaders are looked at, on the first one.
 
     Args:
         on_error: ``"warn"``, or ``"raise"`` to stop before the first step if the run is broken.
@@ -75,8 +76,13 @@ class Preflight(Callback):
 
     def _tell(self, trainer: Trainer, report: Report) -> None:
         log_text(trainer, "preflight", str(report))
-        if self.report_path is not None:
-            report.to_html(self.report_path)
+        with tempfile.TemporaryDirectory() as folder:
+            page = Path(self.report_path or Path(folder) / "preflight.html")
+            if self.report_path is not None or trainer.loggers:
+                report.to_html(page)
+                log_artifact(trainer, page, kind="report")
+        if not report.ok:
+            alert(trainer, "Preflight", "\n".join(map(str, report.of("error"))), level="ERROR")
         for finding in [*report.of("error"), *report.of("warning")]:
             rank_zero_warn(f"Preflight: {finding}", category=UserWarning)
         if self.on_error == "raise" and not report.ok:

@@ -13,12 +13,12 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from torch import Tensor
 
 from lightning_tricks import __version__, plots
 from lightning_tricks._base import UserInputError, check_range, log_metrics
-from lightning_tricks.callbacks import EarlyStopping, NormMonitor, ReduceLROnPlateau, recipe
+from lightning_tricks.callbacks import EarlyStopping, NormMonitor, ReduceLROnPlateau, TolerantWandbLogger, recipe
 from lightning_tricks.data import ImageDataModule
 from lightning_tricks.data.augment import Rotate, Scale, Translate
 from lightning_tricks.diagnosis import Cell, Picture, Section, Table, Text, html_report, write_atomically
@@ -163,7 +163,7 @@ def _make_folder(out: Path, logger: CSVLogger) -> None:
 def _wandb_loggers(out: Path, wandb: str | None) -> list[Logger]:
     if wandb is None:
         return []
-    return [WandbLogger(project="lightning-tricks-demo", save_dir=out, offline=wandb == "offline")]
+    return [TolerantWandbLogger(project="lightning-tricks-demo", save_dir=out, offline=wandb == "offline")]
 
 
 @contextmanager

@@ -3,13 +3,23 @@
 import argparse
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import platform, python_version
 
 from lightning_tricks._version import __version__
 
+# Those that are run by LightningCLI; the parser here only names them.
+TRAINER_COMMANDS = {
+    "fit": "train, with the course's advice unless --tricks says otherwise",
+    "validate": "measure on the validation set",
+    "test": "measure on the test set",
+    "predict": "predict with Monte-Carlo dropout into a file",
+    "check": "look for what is wrong with a model and its data before training",
+    "tune": "search hyperparameters",
+}
 _REPORTED = (
     "torch",
     "torchvision",
@@ -20,6 +30,8 @@ _REPORTED = (
     "scikit-learn",
     "matplotlib",
     "optuna",
+    "jsonargparse",
+    "rich",
 )
 
 
@@ -30,11 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; those of the process if None.
 
     Returns:
-        The exit code: 0 if all went well, 1 after an error, 130 after Ctrl-C. Wrong arguments exit with 2.
+        The exit code: 0 if all went well, 1 after an error or if ``check`` found one, 2 for wrong arguments, 130 after
+        Ctrl-C.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
     try:
-        return int(arguments.run(arguments))
+        with _quiet_warnings(debug):
+            return _run(arguments)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -42,10 +57,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     except Exception as error:
-        if arguments.debug:
+        if debug:
             raise
         print(f"lightning-tricks: error: {_sentence(error)}", file=sys.stderr)
-        return 1
+        return 2 if getattr(error, "is_usage", False) else 1
+
+
+def _run(arguments: list[str]) -> int:
+    command = arguments[0] if arguments else None
+    if command in TRAINER_COMMANDS or command == "completion":
+        from lightning_tricks._base import require_extra
+
+        for module in ("jsonargparse", "docstring_parser"):
+            require_extra(module, "cli", f"lightning-tricks {command}")
+        from lightning_tricks.cli._commands import run_command
+
+        return run_command(command, [argument for argument in arguments[1:] if argument != "--debug"])
+    parsed = _parser().parse_args(arguments)
+    return int(parsed.run(parsed))
 
 
 def _sentence(error: Exception) -> str:
@@ -56,18 +85,35 @@ def _sentence(error: Exception) -> str:
         return text
     if isinstance(error, OSError) and error.filename:
         return f"{error.strerror}: {error.filename}"
+    if isinstance(error, OSError) or type(error).__name__ == "MisconfigurationException":
+        return text
     return f"{type(error).__name__}: {text} (run again with --debug for the traceback)"
+
+
+@contextmanager
+def _quiet_warnings(debug: bool) -> Iterator[None]:
+    with warnings.catch_warnings():
+        if not debug:
+            # Advice to developers of other packages and about worker processes is noise to someone at a terminal.
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+        yield
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lightning-tricks",
         description="The tips and tricks of a good neural-network course, for lightning.Trainer.",
+        epilog="'lightning-tricks COMMAND --help' lists a command's options; --debug shows tracebacks.",
     )
     parser.add_argument("--version", action=_Version, help="print the versions that matter in a bug report and exit")
-    parser.set_defaults(debug=False)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name, what in TRAINER_COMMANDS.items():
+        commands.add_parser(name, help=what)
     _add_demo(commands)
+    commands.add_parser("completion", help="print a script that completes commands and options in bash or zsh")
     return parser
 
 
@@ -97,20 +143,13 @@ def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 def _run_demo(arguments: argparse.Namespace) -> int:
     from lightning_tricks.cli._demo import run_demo
 
-    with warnings.catch_warnings():
-        if not arguments.debug:
-            # Advice to developers of other packages and about worker processes is noise to someone who tries a demo.
-            warnings.filterwarnings("ignore", category=FutureWarning)
-            warnings.filterwarnings("ignore", category=DeprecationWarning)
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
-        result = run_demo(
-            arguments.out,
-            seed=arguments.seed,
-            samples=arguments.samples,
-            quick=arguments.quick,
-            wandb=arguments.wandb,
-        )
+    result = run_demo(
+        arguments.out,
+        seed=arguments.seed,
+        samples=arguments.samples,
+        quick=arguments.quick,
+        wandb=arguments.wandb,
+    )
     print(result.as_text())
     return 0
 

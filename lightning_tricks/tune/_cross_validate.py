@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_tricks._base import UserInputError, derive_seed, isolated_rng
+from lightning_tricks.callbacks import TolerantWandbLogger
 from lightning_tricks.data._datamodule import SplitDataModule
 from lightning_tricks.data.splits import Fold
 from lightning_tricks.tune._cv_result import CVResult, FoldResult, Predictions, collect, count_rows
@@ -24,7 +25,7 @@ MakeLogger = Callable[[int], Logger]
 
 def cross_validate(
     make_model: Callable[[], LightningModule],
-    data: SplitDataModule,
+    data: SplitDataModule[Any],
     k: int = 5,
     *,
     repeats: int = 1,
@@ -127,7 +128,7 @@ def _checked_model(model: Any, before: LightningModule | None, *, predict: bool)
 
 
 def _run_fold(
-    trainer: Trainer, model: LightningModule, data: SplitDataModule, fold: Fold, *, predict: bool
+    trainer: Trainer, model: LightningModule, data: SplitDataModule[Any], fold: Fold, *, predict: bool
 ) -> FoldResult:
     trainer.fit(model, datamodule=data)
     rows = list(fold.val)
@@ -203,7 +204,7 @@ def _trainer(
 def _make_logger(logger: MakeLogger | Mapping[str, Any] | None, fold: int) -> Logger | None:
     if logger is None or callable(logger):
         return logger(fold) if logger is not None else None
-    return WandbLogger(**{"group": "cross-validation", "name": f"fold-{fold}", **logger})
+    return TolerantWandbLogger(**{"group": "cross-validation", "name": f"fold-{fold}", **logger})
 
 
 def _end_runs(trainer: Trainer) -> None:

@@ -168,8 +168,25 @@ def read_space(path: Path) -> dict[str, Hyperparameter]:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise UserInputError(f"the space {path} cannot be read: {error}") from error
-    if not isinstance(entries, dict):
-        raise UserInputError(f"the space {path} must be a mapping of names, but holds {entries!r}.")
+    return space_of(entries, f"the space {path}")
+
+
+def space_of(entries: Any, what: str) -> dict[str, Hyperparameter]:
+    """Return a space out of plain lists and mappings.
+
+    Args:
+        entries: what a YAML file holds.
+        what: where they are from, the subject of the sentence.
+
+    Raises:
+        UserInputError: if they are no such mapping.
+
+    Example:
+        >>> space_of({"width": {"low": 8, "high": 64}, "optimizer": ["adam", "sgd"]}, "the space")["width"].high
+        64
+    """
+    if not isinstance(entries, Mapping):
+        raise UserInputError(f"{what} must be a mapping of names, but holds {entries!r}.")
     return {name: _from_yaml(name, entry) for name, entry in entries.items()}
 
 
