@@ -6,6 +6,7 @@ checksum, a little-endian length and a type) behind a header of 7 bytes; the pay
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 def payloads(data: bytes) -> Iterator[bytes]:
     position, parts = 7, []
-    while position < len(data):
+    while position + 7 <= len(data):
         left = BLOCK - position % BLOCK
         if left < 7:
             position += left  # a header does not fit: the rest of the block is padding
@@ -37,9 +38,7 @@ class WandbRun:
         (path,) = folder.glob("**/*.wandb")
         self.history, self.alerts, self.config, self.summary, self.artifacts = [], [], {}, {}, []
         self.run = None
-        for payload in payloads(path.read_bytes()):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(payload)
+        for record in _complete(path, wandb_internal_pb2.Record):
             self._add(record)
 
     def _add(self, record) -> None:
@@ -60,6 +59,16 @@ class WandbRun:
     def rows(self, name: str) -> list[tuple[int | None, object]]:
         """Return (trainer/global_step, value) for each time that ``name`` was logged."""
         return [(row.get("trainer/global_step"), row[name]) for row in self.history if name in row]
+
+
+def _complete(path: Path, kind) -> list:
+    """Return all records, once the last one is there: on a busy machine W&B's own process may still be writing."""
+    end = time.monotonic() + 10
+    while True:
+        records = [kind.FromString(payload) for payload in payloads(path.read_bytes())]
+        if any(record.HasField("exit") for record in records) or time.monotonic() > end:
+            return records
+        time.sleep(0.05)
 
 
 def _items(items) -> dict:
