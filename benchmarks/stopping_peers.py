@@ -16,8 +16,9 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "peers_stopping.md"
 HEAD = """# Early stopping and plateaus: ours and the usual classes
 
-Each row is a small run that both classes go through. The page is written by `python -m benchmarks.stopping_peers`, and
-the same runs are tests (`tests/test_stopping_faults.py`), which fail when a peer is mended.
+Each row is a small run that both classes go through. The page is written by
+[`python -m benchmarks.stopping_peers`](benchmarks.md#stopping_peers), and the same runs are tests
+(`tests/test_stopping_faults.py`), which fail when a peer is mended.
 Run with lightning {lightning} and torch {torch}.
 
 | what happens | whose class | theirs | ours |

@@ -1,24 +1,25 @@
 """Draw what each augmentation does to a photograph that scikit-learn ships.
 
-    python examples/augment_gallery.py --out gallery.png
+Run: python examples/augment_gallery.py [--out pictures] [--quick]
 
 Every column is one operation, every row one draw of it: the same picture under four different indices. The script also
 shows the three steps plan, fold, apply: the plan of a sample is printed before any pixel is touched.
 """
 
-import argparse
-
 import numpy as np
 import torch
+from _pictures import options, save
 from sklearn.datasets import load_sample_image
 from torch.nn import functional as F
 
 from lightning_tricks.data.augment import (
+    AutoContrast,
     BatchAugment,
     Brightness,
     Contrast,
     Crop,
     CutMix,
+    Equalize,
     Erase,
     GaussianBlur,
     GaussianNoise,
@@ -45,6 +46,8 @@ COLUMNS = {
     "Brightness,\nContrast": [Brightness(0.5), Contrast(0.5)],
     "Saturation,\nHue": [Saturation(0.8), Hue(0.15)],
     "Blur,\nNoise": [GaussianBlur(7, p=1.0, sigma=(0.5, 3)), GaussianNoise(0.08)],
+    "Auto-\ncontrast": [AutoContrast(p=1.0)],
+    "Equalize": [Equalize(p=1.0)],
     "Erase": [Erase(p=1.0)],
     "MixUp": [MixUp(1.0)],
     "CutMix": [CutMix(1.0)],
@@ -64,18 +67,14 @@ def photographs(size: int = 72) -> torch.Tensor:
     return torch.cat([both, both.flip(3)])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default="gallery.png")
-    args = parser.parse_args()
+def main(out, quick=False):
     images, index = photographs(), torch.arange(DRAWS)
     plan = BatchAugment([HorizontalFlip(), Rotate(30)]).plan(index, 0, images.shape)
     for op, params in plan.steps:
         print(op, {name: value.tolist() for name, value in params.items()})
     after = [BatchAugment(ops, seed=5)(images, index=index, epoch=0).images.numpy() for ops in COLUMNS.values()]
-    figure = plot_augmented(images.numpy(), after, list(COLUMNS))
-    figure.savefig(args.out, dpi=70)
+    save(plot_augmented(images.numpy(), after, list(COLUMNS)), out / "augmentations.png")
 
 
 if __name__ == "__main__":
-    main()
+    main(**options(__doc__))

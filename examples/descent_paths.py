@@ -1,13 +1,13 @@
 """Draw how the optimizers descend through a narrow valley and past a saddle point: pictures and an animation.
 
-Run: python examples/descent_paths.py [--out pictures]
+Run: python examples/descent_paths.py [--out pictures] [--quick]
 
 Every path is the real torch class, made by ``build_optimizer``.
 """
 
 import numpy as np
 import torch
-from _pictures import folder, save
+from _pictures import options, save
 from matplotlib.animation import FuncAnimation, PillowWriter
 from torch import nn
 
@@ -106,12 +106,12 @@ def animate(name, file):
     print(file)
 
 
-def main():
-    out = folder(__doc__)
+def main(out, quick=False):
     for name in SCENES:
         save(picture(name), out / f"descent_{name}.png")
-        animate(name, out / f"descent_{name}.gif")
+        if not quick:
+            animate(name, out / f"descent_{name}.gif")
 
 
 if __name__ == "__main__":
-    main()
+    main(**options(__doc__))

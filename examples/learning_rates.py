@@ -1,15 +1,12 @@
 """Draw the learning-rate pictures: too high, right and too low; and the drops of the loss where a plateau ends.
 
-Run: python examples/learning_rates.py [--out pictures]
+Run: python examples/learning_rates.py [--out pictures] [--quick]
 
 Real runs on the handwritten digits, a few seconds each.
 """
 
-import logging
-import warnings
-
 import torch
-from _pictures import folder, save
+from _pictures import options, save
 from lightning.pytorch import Callback, Trainer, seed_everything
 
 from lightning_tricks import MLP, Classifier, DigitsDataModule, ReduceLROnPlateau
@@ -57,28 +54,28 @@ def train(lr, epochs, *callbacks, optimizer="sgd", dropout=0.0):
     return record
 
 
-def rates_picture():
+def rates_picture(epochs):
     figure, ax = new_figure()
     runs = (("much too high", 12.0), ("too high", 3.0), ("right", 0.3), ("too low", 0.003))
     for (name, lr), color, dash in zip(runs, COLORS, DASHES, strict=False):
-        losses = torch.tensor(train(lr, 25).losses).nan_to_num(nan=10, posinf=10).clamp(max=10)
-        ax.plot(range(1, 26), losses, color=color, linestyle=dash, label=f"{name}: {lr:g}")
+        losses = torch.tensor(train(lr, epochs).losses).nan_to_num(nan=10, posinf=10).clamp(max=10)
+        ax.plot(range(1, epochs + 1), losses, color=color, linestyle=dash, label=f"{name}: {lr:g}")
     ax.set(xlabel="epoch", ylabel="training loss", ylim=(0, 5))
     ax.legend(fontsize=8, frameon=False)
     ax.set_title("The learning rate makes or breaks the run (SGD, digits)", fontsize=10)
     return figure
 
 
-def plateau_picture():
+def plateau_picture(epochs):
     plateau = ReduceLROnPlateau("val_loss", factor=0.1, patience=6)
-    record = train(1.0, 50, plateau, optimizer="sgd", dropout=0.5)
+    record = train(1.0, epochs, plateau, optimizer="sgd", dropout=0.5)
     figure, axes = new_figure(2, 1, height=4.4, sharex=True, height_ratios=(3, 1))
-    epochs = range(1, len(record.losses) + 1)
-    axes[0].plot(epochs, record.losses, color=COLORS[0], label="training")
-    axes[0].plot(epochs, record.validation, color=COLORS[1], linestyle="--", label="validation")
+    numbers = range(1, len(record.losses) + 1)
+    axes[0].plot(numbers, record.losses, color=COLORS[0], label="training")
+    axes[0].plot(numbers, record.validation, color=COLORS[1], linestyle="--", label="validation")
     axes[0].set(ylabel="loss", yscale="log")
     axes[0].legend(fontsize=8, frameon=False)
-    axes[1].step(epochs, record.rates, where="mid", color=COLORS[2])
+    axes[1].step(numbers, record.rates, where="mid", color=COLORS[2])
     axes[1].set(xlabel="epoch", ylabel="learning rate", yscale="log")
     for epoch in (i + 1 for i in range(1, len(record.rates)) if record.rates[i] < record.rates[i - 1]):
         for ax in axes:
@@ -87,13 +84,10 @@ def plateau_picture():
     return figure
 
 
-def main():
-    out = folder(__doc__)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
-    save(rates_picture(), out / "learning_rates.png")
-    save(plateau_picture(), out / "plateau_drops.png")
+def main(out, quick=False):
+    save(rates_picture(2 if quick else 25), out / "learning_rates.png")
+    save(plateau_picture(2 if quick else 50), out / "plateau_drops.png")
 
 
 if __name__ == "__main__":
-    main()
+    main(**options(__doc__))

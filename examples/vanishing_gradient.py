@@ -1,10 +1,10 @@
 """Draw the vanishing gradient of sigmoid layers against ReLU, and what initialisation does to 50 layers.
 
-Run: python examples/vanishing_gradient.py [--out pictures]
+Run: python examples/vanishing_gradient.py [--out pictures] [--quick]
 """
 
 import torch
-from _pictures import folder, save
+from _pictures import options, save
 from torch import nn
 
 from lightning_tricks import init_weights
@@ -41,20 +41,19 @@ def sigmoid_picture():
     return figure
 
 
-def init_picture(name, activation):
+def init_picture(name, activation, depth):
     schemes = {"auto": ("auto", {}), "N(0, 0.01²)": ("normal", {"std": 0.01}), "lecun_normal": ("lecun_normal", {})}
     outputs, gradients = {}, {}
-    for label, (scheme, options) in schemes.items():
-        outputs[label], gradients[label] = deviations(chain(activation, 50), scheme, **options)
-    return signal_figure(outputs, gradients, title=f"50 {name} layers")
+    for label, (scheme, settings) in schemes.items():
+        outputs[label], gradients[label] = deviations(chain(activation, depth), scheme, **settings)
+    return signal_figure(outputs, gradients, title=f"{depth} {name} layers")
 
 
-def main():
-    out = folder(__doc__)
+def main(out, quick=False):
     save(sigmoid_picture(), out / "vanishing_gradient.png")
     for name, activation in (("ReLU", nn.ReLU), ("tanh", nn.Tanh)):
-        save(init_picture(name, activation), out / f"init_{name.lower()}_50_layers.png")
+        save(init_picture(name, activation, 5 if quick else 50), out / f"init_{name.lower()}.png")
 
 
 if __name__ == "__main__":
-    main()
+    main(**options(__doc__))

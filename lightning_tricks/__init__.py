@@ -16,6 +16,7 @@ from lightning_tricks._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from lightning_tricks.callbacks import ActivationMonitor as ActivationMonitor
+    from lightning_tricks.callbacks import Diagnosis as Diagnosis
     from lightning_tricks.callbacks import EarlyStopping as EarlyStopping
     from lightning_tricks.callbacks import ExactResume as ExactResume
     from lightning_tricks.callbacks import LRFinder as LRFinder
@@ -69,6 +70,7 @@ _ROOM_OF = {
     "Classifier": "modules",
     "CoarseToFineSampler": "tune",
     "ConvNet": "nets",
+    "Diagnosis": "callbacks",
     "DigitsDataModule": "data",
     "EarlyStopping": "callbacks",
     "ExactResume": "callbacks",

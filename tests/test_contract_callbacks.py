@@ -28,6 +28,7 @@ class QuietTrial:
 
 CALLBACKS = {
     "ActivationMonitor": lambda: lt.ActivationMonitor(every_n_steps=1),
+    "Diagnosis": lambda: lt.Diagnosis(every_n_steps=1),
     "EarlyStopping": lambda: lt.EarlyStopping("val_loss", patience=50),
     "ExactResume": lambda: lt.ExactResume(),
     "LRFinder": lambda: lt.LRFinder(steps=10, update=False),
@@ -39,9 +40,14 @@ CALLBACKS = {
     "WeightInit": lambda: lt.WeightInit("auto"),
     "WeightPenalty": lambda: lt.WeightPenalty(l1=1e-3, l2=1e-2, max_norm=3.0),
 }
+VARIANTS = {
+    "EarlyStopping on disk": lambda: lt.EarlyStopping("val_loss", patience=2, keep="disk", restore_optimizer=True),
+    "ReduceLROnPlateau restoring": lambda: lt.ReduceLROnPlateau("val_loss", patience=1, restore_best=True),
+}
 # Those that only look: a run with them ends bit-equal to the run without.
 MONITORS = [
     "ActivationMonitor",
+    "Diagnosis",
     "EarlyStopping",
     "ExactResume",
     "LRFinder",
@@ -49,7 +55,8 @@ MONITORS = [
     "Preflight",
     "PruningCallback",
 ]
-every_callback = pytest.mark.parametrize("name", CALLBACKS)
+MAKE = CALLBACKS | VARIANTS
+every_callback = pytest.mark.parametrize("name", MAKE)
 
 
 def test_every_public_callback_is_listed():
@@ -137,23 +144,23 @@ NEEDS_VALIDATION = {"EarlyStopping", "ReduceLROnPlateau"}
 @every_callback
 def test_works_in_every_situation(name, situation):
     options = dict(SITUATIONS[situation])
-    if situation == "no validation" and name in NEEDS_VALIDATION:
+    if situation == "no validation" and name.split()[0] in NEEDS_VALIDATION:
         with pytest.raises(ValueError, match=r"val_loss.*train_loss"):
-            fit([CALLBACKS[name]()], **options)
+            fit([MAKE[name]()], **options)
         return
     if situation == "manual, two optimizers" and name == "LRFinder":
         with pytest.raises(UserInputError, match="automatic optimization with one optimizer"):
-            fit([CALLBACKS[name]()], **{**options, "module": options["module"]()})
+            fit([MAKE[name]()], **{**options, "module": options["module"]()})
         return
     module = options.pop("module", Module)()
-    trainer, module = fit([CALLBACKS[name]()], module=module, **options)
+    trainer, module = fit([MAKE[name]()], module=module, **options)
     assert all(torch.isfinite(p).all() for p in module.parameters())
     assert trainer.global_step > 0
 
 
 @pytest.mark.parametrize("name", MONITORS)
 def test_a_monitor_leaves_weights_streams_and_modes_alone(name):
-    callback = CALLBACKS[name]()
+    callback = MAKE[name]()
     if name == "EarlyStopping":
         callback = lt.EarlyStopping("val_loss", patience=50, restore_best=False)
     trainer, watched = fit([callback])
@@ -171,16 +178,16 @@ def test_a_monitor_leaves_weights_streams_and_modes_alone(name):
 
 @every_callback
 def test_a_second_fit_starts_fresh(name):
-    used = CALLBACKS[name]()
+    used = MAKE[name]()
     fit([used])
     _, again = fit([used])
-    _, fresh = fit([CALLBACKS[name]()])
+    _, fresh = fit([MAKE[name]()])
     assert equal_state(again, fresh)
 
 
 @every_callback
 def test_it_pickles_and_copies_before_and_after_a_fit(name):
-    callback = CALLBACKS[name]()
+    callback = MAKE[name]()
     pickle.loads(pickle.dumps(callback))
     fit([callback])
     pickle.loads(pickle.dumps(callback))
@@ -190,7 +197,7 @@ def test_it_pickles_and_copies_before_and_after_a_fit(name):
 @every_callback
 def test_resume_is_exact_and_the_checkpoint_holds_plain_data(name, tmp_path):
     def callbacks():
-        return [CALLBACKS[name](), *([] if name == "ExactResume" else [lt.ExactResume()])]
+        return [MAKE[name](), *([] if name == "ExactResume" else [lt.ExactResume()])]
 
     _, whole = fit(callbacks(), max_epochs=4)
     trainer, _ = fit(callbacks(), max_epochs=2)
@@ -202,7 +209,7 @@ def test_resume_is_exact_and_the_checkpoint_holds_plain_data(name, tmp_path):
 
 
 def fit_on_rank(rank, name):
-    trainer, module = fit([CALLBACKS[name]()], strategy="ddp", devices=2)
+    trainer, module = fit([MAKE[name]()], strategy="ddp", devices=2)
     return trainer.global_step, [p.detach().numpy().tolist() for p in module.parameters()]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from scipy import stats
 
 from lightning_tricks import plots
 from lightning_tricks import uncertainty as u
@@ -39,12 +40,20 @@ def test_reliability_shows_bins_counts_and_error(bins):
     assert [bar.get_height() for bar in lower.patches] == bins.count.tolist()
     assert [text.get_text() for text in lower.texts] == [str(n) if n else "" for n in bins.count.tolist()]
     gaps = (bins.accuracy - bins.confidence).abs().nan_to_num() * bins.count / bins.count.sum()
-    assert f"{gaps.sum():.3f}" in upper.get_legend().get_texts()[0].get_text()
+    assert f"{gaps.sum():.3f}" in figure.legends[0].get_texts()[0].get_text()
+    for (below, above), right, count in zip(
+        (segment[:, 1] for segment in upper.collections[0].get_segments()),
+        (bins.accuracy * bins.count)[full].round().int().tolist(),
+        bins.count[full].tolist(),
+        strict=True,
+    ):
+        expected = stats.binomtest(right, count).proportion_ci(method="wilson")
+        assert (below, above) == pytest.approx((expected.low, expected.high), abs=1e-4)
 
 
 def test_reliability_compares_with_names(bins):
     figure = drawn(plots.reliability_diagram(bins, bins, labels=["off", "on"]))
-    assert [text.get_text()[:3] for text in figure.axes[0].get_legend().get_texts()] == ["off", "on:"]
+    assert [text.get_text()[:3] for text in figure.legends[0].get_texts()] == ["off", "on:"]
     assert len(figure.axes[1].patches) == 20
 
 

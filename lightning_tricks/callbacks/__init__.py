@@ -1,6 +1,7 @@
 """Callbacks: thin shells on Lightning's hooks."""
 
 from lightning_tricks.callbacks._activation_monitor import ActivationMonitor as ActivationMonitor
+from lightning_tricks.callbacks._diagnosis import Diagnosis as Diagnosis
 from lightning_tricks.callbacks._early_stopping import EarlyStopping as EarlyStopping
 from lightning_tricks.callbacks._exact_resume import ExactResume as ExactResume
 from lightning_tricks.callbacks._lr_finder import LRFinder as LRFinder

@@ -235,8 +235,11 @@ class ActivationMonitor(Callback):
     def _flush(self, trainer: Trainer) -> None:
         rows = self._collect()
         if rows:
-            latest = [row for row in rows if row[0] == rows[-1][0]]
-            log_metrics(trainer, step_metrics(latest), step=rows[-1][0])
+            self._publish(trainer, rows)
+
+    def _publish(self, trainer: Trainer, rows: Sequence[Sequence[Any]]) -> None:
+        latest = [row for row in rows if row[0] == rows[-1][0]]
+        log_metrics(trainer, step_metrics(latest), step=rows[-1][0])
 
     def _draw(self, trainer: Trainer) -> None:
         self._flush(trainer)

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from lightning_tricks._base import UserInputError
 from lightning_tricks.callbacks._norm_history import REST
+from lightning_tricks.callbacks._trainer import callbacks_of
 
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "parametrizations"}
 
@@ -80,10 +81,14 @@ def is_sharded(parameters: Iterable[Parameter]) -> bool:
     return any(hasattr(p, "placements") for p in parameters)
 
 
-def may_change_gradients(trainer: Trainer, observer: Callback) -> bool:
-    """Tell whether anything may change the gradients between the observer's look at them and the update."""
+class OnlyLooks:
+    """Marks a callback that leaves the gradients as they are."""
+
+
+def may_change_gradients(trainer: Trainer) -> bool:
+    """Tell whether anything may change the gradients between a callback's look at them and the update."""
     module = trainer.lightning_module
-    others = [callback for callback in trainer.callbacks if callback is not observer]  # type: ignore[attr-defined]
+    others = [callback for callback in callbacks_of(trainer) if not isinstance(callback, OnlyLooks)]
     return (
         bool(trainer.gradient_clip_val)
         or is_overridden("configure_gradient_clipping", module)

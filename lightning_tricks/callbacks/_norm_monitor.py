@@ -25,7 +25,13 @@ from lightning_tricks._base import (
 from lightning_tricks.callbacks._forward_order import first_uses
 from lightning_tricks.callbacks._norm_files import NormFile
 from lightning_tricks.callbacks._norm_history import TOTAL, Block, NormHistory, columns
-from lightning_tricks.callbacks._norm_layers import is_sharded, layers_of, may_change_gradients, members_of
+from lightning_tricks.callbacks._norm_layers import (
+    OnlyLooks,
+    is_sharded,
+    layers_of,
+    may_change_gradients,
+    members_of,
+)
 from lightning_tricks.callbacks._norm_nonfinite import first_nonfinite, nonfinite_message
 from lightning_tricks.callbacks._norm_recorder import NormRecorder, Record
 from lightning_tricks.callbacks._norm_summary import layer_table, step_metrics
@@ -37,7 +43,7 @@ _CAPACITY = 64  # records between two transfers, if logging steps are further ap
 Picture = Literal["gradients", "weights", "updates"]
 
 
-class NormMonitor(Callback):
+class NormMonitor(OnlyLooks, Callback):
     """Watch the norms of weights, gradients and updates, per layer and in total.
 
     Measured are the gradients that the optimizer really uses (accumulated, reduced over ranks, unscaled) before and
@@ -216,7 +222,7 @@ class NormMonitor(Callback):
         self._on_device = trainer.strategy.root_device.type != "cpu"
         # Under a loss scaler infinities are everyday; on shards the ranks could disagree about what to measure.
         self._watching = self.find_nonfinite and getattr(trainer.precision_plugin, "scaler", None) is None
-        self._clipping = may_change_gradients(trainer, self)
+        self._clipping = may_change_gradients(trainer)
         self._log_every = max(1, getattr(trainer, "log_every_n_steps", 50))
         self._one_step_per_batch = pl_module.automatic_optimization and len(trainer.optimizers) == 1
         self._counts += [0] * (len(trainer.optimizers) - len(self._counts))
@@ -250,7 +256,8 @@ class NormMonitor(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """On logging steps, empty the ring and write."""
-        self._close()
+        if self._record is not None:
+            self._close()
         if self._looked:  # the numbers of one batch can be compared, those of two cannot
             self._history.first_use.update(self._uses)
             self._uses, self._look_at_order, self._looked = {}, False, False
@@ -400,9 +407,12 @@ class NormMonitor(Callback):
     def _flush(self, trainer: Trainer, *, write: bool) -> None:
         block = self._collect()
         if block is not None:
-            log_metrics(trainer, step_metrics(block), step=block.steps[-1])
+            self._publish(trainer, block)
         if write and self._file is not None:
             self._file.write(self._history)
+
+    def _publish(self, trainer: Trainer, block: Block) -> None:
+        log_metrics(trainer, step_metrics(block), step=block.steps[-1])
 
     def _collect(self) -> Block | None:
         """Bring what the ring holds to the host."""
@@ -419,8 +429,10 @@ class NormMonitor(Callback):
         self._first_nonfinite = first_nonfinite(block, watched, self._history.first_use)
         if self._first_nonfinite is not None:
             self._watching = False
-            message = nonfinite_message(**self._first_nonfinite)
-            warn_once(message, key=f"NormMonitor: nonfinite {id(self)} {self._first_nonfinite['step']}")
+            self._say_nonfinite(**self._first_nonfinite)
+
+    def _say_nonfinite(self, step: int, layer: str, quantity: str) -> None:
+        warn_once(nonfinite_message(step, layer, quantity), key=f"NormMonitor: nonfinite {id(self)} {step}")
 
     def _draw(self, trainer: Trainer) -> None:
         if not trainer.is_global_zero or not trainer.loggers or len(self._history) == self._plotted:

@@ -242,7 +242,9 @@ def _training(metrics: Path, callbacks: Sequence[Any]) -> Section:
         [
             Text(stopping.message or ""),
             Picture(figure, "Loss over epochs, with the epoch whose weights were kept and the learning rate's drops."),
-            Table(["epoch", "step", "learning rate before", "after"], drops, caption="Reductions of the learning rate"),
+            Table(["epoch", "step", "learning rate before", "after"], drops, caption="Reductions of the learning rate")
+            if drops
+            else Text("The learning rate was never reduced: the loss kept falling."),
             Picture(norms.plot(), "Gradient norm per layer: dark rows vanish, bright rows explode."),
         ],
     )

@@ -1,9 +1,14 @@
 """Findings: what is wrong with a run, where, and the cure; and the page that shows them."""
 
 from lightning_tricks.diagnosis._check import check as check
+from lightning_tricks.diagnosis._curve import LossCurve as LossCurve
+from lightning_tricks.diagnosis._evidence import Evidence as Evidence
+from lightning_tricks.diagnosis._evidence import LayerActivity as LayerActivity
+from lightning_tricks.diagnosis._evidence import NormRecord as NormRecord
 from lightning_tricks.diagnosis._finding import Finding as Finding
 from lightning_tricks.diagnosis._finding import Severity as Severity
 from lightning_tricks.diagnosis._html import Cell as Cell
+from lightning_tricks.diagnosis._html import Note as Note
 from lightning_tricks.diagnosis._html import Picture as Picture
 from lightning_tricks.diagnosis._html import Section as Section
 from lightning_tricks.diagnosis._html import Table as Table
@@ -11,3 +16,5 @@ from lightning_tricks.diagnosis._html import Text as Text
 from lightning_tricks.diagnosis._html import html_report as html_report
 from lightning_tricks.diagnosis._html import write_atomically as write_atomically
 from lightning_tricks.diagnosis._report import Report as Report
+from lightning_tricks.diagnosis._thresholds import Thresholds as Thresholds
+from lightning_tricks.diagnosis._training_watch import TrainingWatch as TrainingWatch

@@ -18,6 +18,7 @@ class Finding:
         where: layer, parameter, loader or batch in which it was seen.
         what: one sentence with the number that was seen and the number that was expected.
         cure: what to do about it.
+        step: optimizer step after which it was seen, during training.
 
     Raises:
         UserInputError: for an unknown severity or an empty rule.
@@ -32,6 +33,7 @@ class Finding:
     where: str
     what: str
     cure: str
+    step: int | None = None
 
     def __post_init__(self) -> None:
         check_choice("severity", self.severity, get_args(Severity))
@@ -39,4 +41,5 @@ class Finding:
             raise UserInputError("rule must be a name such as 'zero-init', but got an empty string.")
 
     def __str__(self) -> str:
-        return f"{self.severity} {self.rule} in {self.where}: {self.what}. {self.cure}"
+        when = "" if self.step is None else f" (step {self.step})"
+        return f"{self.severity} {self.rule} in {self.where}{when}: {self.what}. {self.cure}"

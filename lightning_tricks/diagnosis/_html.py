@@ -64,6 +64,31 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Note:
+    """Something to act on, in a box of its own: a table of sentences cannot be read on a phone.
+
+    Attributes:
+        kind: how grave it is: "error", "warning" or "info".
+        title: what it is called.
+        where: to what it applies.
+        text: what is the matter, without the full stop.
+        advice: what to do.
+    """
+
+    kind: str
+    title: str
+    where: str
+    text: str
+    advice: str
+
+    @property
+    def sentence(self) -> str:
+        """The text with a capital letter, unless it begins with a name."""
+        first = self.text.split(" ", 1)[0]
+        return (self.text[:1].upper() + self.text[1:] if first.isalpha() else self.text) + "."
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of the page.
 
@@ -73,7 +98,7 @@ class Section:
     """
 
     title: str
-    blocks: Sequence[Picture | Table | Text]
+    blocks: Sequence[Picture | Table | Text | Note]
 
 
 def html_report(title: str, sections: Sequence[Section], *, subtitle: str = "") -> str:
@@ -104,6 +129,7 @@ def html_report(title: str, sections: Sequence[Section], *, subtitle: str = "") 
     environment.filters["cell"] = _cell
     environment.tests["picture"] = lambda block: isinstance(block, Picture)
     environment.tests["table"] = lambda block: isinstance(block, Table)
+    environment.tests["note"] = lambda block: isinstance(block, Note)
     page = environment.get_template("report.html.jinja")
     return page.render(title=title, subtitle=subtitle, sections=sections)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lightning_tricks.diagnosis._finding import Finding, Severity
-from lightning_tricks.diagnosis._html import Section, Table, Text, html_report, write_atomically
+from lightning_tricks.diagnosis._html import Note, Section, Table, Text, html_report, write_atomically
 
 _ORDER: tuple[Severity, ...] = ("error", "warning", "info")
 
@@ -17,6 +17,7 @@ class Report:
     Args:
         findings: in any order.
         facts: what the check was done with (versions, sizes, seed).
+        title: heading of the page.
 
     Example:
         >>> report = Report([Finding("zero-init", "error", "net.0", "all 20 weights are 0", "Draw them at random.")])
@@ -29,6 +30,7 @@ class Report:
 
     findings: Sequence[Finding]
     facts: Mapping[str, str | int | float] = field(default_factory=dict)
+    title: str = "Preflight"
 
     def __post_init__(self) -> None:
         ranked = sorted(self.findings, key=lambda finding: _ORDER.index(finding.severity))
@@ -54,12 +56,22 @@ class Report:
         head = ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts)
         return "\n".join([head, *map(str, self.findings)])
 
-    def to_html(self, path: str | Path | None = None) -> str:
-        """Return the report as one self-contained page, and write it to ``path`` if that is given."""
-        rows = [[f.severity, f.rule, f.where, f.what, f.cure] for f in self.findings]
-        found = Table(["severity", "rule", "where", "what", "cure"], rows) if rows else Text("Nothing was found.")
+    def to_html(self, path: str | Path | None = None, *, sections: Sequence[Section] = ()) -> str:
+        """Return the report as one self-contained page, and write it to ``path`` if that is given.
+
+        Args:
+            path: the file.
+            sections: further parts, between the findings and the facts.
+        """
+        notes = [Note(f.severity, f.rule, _where(f), f.what, f.cure) for f in self.findings]
+        found = Section("Findings", notes or [Text("Nothing was found.")])
         facts = Table(["what", "value"], [list(item) for item in self.facts.items()])
-        page = html_report("Preflight", [Section("Findings", [found]), Section("Checked with", [facts])])
+        head = str(self).splitlines()[0]
+        page = html_report(self.title, [found, *sections, Section("Settings", [facts])], subtitle=head)
         if path is not None:
             write_atomically(Path(path), page)
         return page
+
+
+def _where(finding: Finding) -> str:
+    return finding.where if finding.step is None else f"{finding.where}, step {finding.step}"

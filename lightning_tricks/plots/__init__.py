@@ -4,6 +4,7 @@ from lightning_tricks.plots._augment import plot_augmented as plot_augmented
 from lightning_tricks.plots._confusion import confusion_matrix as confusion_matrix
 from lightning_tricks.plots._curves import learning_curves as learning_curves
 from lightning_tricks.plots._data import plot_image_rows as plot_image_rows
+from lightning_tricks.plots._diagnosis import training_curve as training_curve
 from lightning_tricks.plots._init import signal_figure as signal_figure
 from lightning_tricks.plots._lr import lr_find_figure as lr_find_figure
 from lightning_tricks.plots._norms import plot_activations as plot_activations

@@ -31,4 +31,5 @@ def plot_augmented(
 
 
 def _unit(pictures: Shaped[np.ndarray, "N C H W"]) -> Shaped[np.ndarray, "N C H W"]:
-    return pictures / np.float32(255) if pictures.dtype == np.uint8 else pictures
+    # Rounding may take floats a little beyond [0, 1].
+    return pictures / np.float32(255) if pictures.dtype == np.uint8 else np.clip(pictures, 0, 1)

@@ -6,6 +6,7 @@ from itertools import cycle
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lightning_tricks._base import UserInputError
 from lightning_tricks.plots._style import COLORS, DASHES, new_figure
@@ -53,6 +54,7 @@ def learning_curves(
     _mark_lr_drops(ax, lr_drops)
     if best_epoch is not None:
         ax.axvline(best_epoch, color="0.25", linewidth=1.2, label=f"best epoch ({best_epoch:g})")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="epoch", ylabel=ylabel)
     ax.legend(fontsize=8, frameon=False)
     if stop_reason:

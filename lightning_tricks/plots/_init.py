@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lightning_tricks.plots._style import COLORS, DASHES, new_figure
 
@@ -31,6 +32,7 @@ def signal_figure(
         if any(value > 0 for values in lines.values() for value in values):
             ax.set_yscale("log")
         ax.set_title(what, fontsize=10)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_xlabel("layer", fontsize=9)
         ax.set_ylabel("standard deviation", fontsize=9)
     axes[0].legend(fontsize=8, frameon=False)

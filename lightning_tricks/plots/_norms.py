@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import TwoSlopeNorm
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -68,6 +68,8 @@ def plot_weight_norms(steps: Sequence[int], layers: Sequence[str], norms: Tensor
 def plot_update_ratios(steps: Sequence[int], layers: Sequence[str], ratios: Tensor) -> Figure:
     """Draw log10 of ‖update‖/‖weights‖ over the steps, and beside it the last one against the band around 1e-3.
 
+    Lines go around what lies in the band, between 10^-3.5 and 10^-2.5: darker without is slower, brighter is faster.
+
     Args:
         steps: optimizer step of each column.
         layers: names, in forward order.
@@ -84,17 +86,20 @@ def plot_update_ratios(steps: Sequence[int], layers: Sequence[str], ratios: Tens
     figure, (left, right) = new_figure(
         columns=2, width=width + 1.6, height=height, sharey=True, width_ratios=[3.2, 1.0]
     )
-    norm = TwoSlopeNorm(-3, vmin=min(-6, _low(values)), vmax=max(0, _high(values)))
-    image = _heat_map(left, steps, layers, values, np.isinf(_array(ratios)), cmap="RdBu_r", norm=norm)
-    left.set_title("Update / weight norm (log10)", fontsize=10)
+    low, high = min(-5, _low(values)), max(-1, _high(values))
+    image = _heat_map(left, steps, layers, values, np.isinf(_array(ratios)), cmap=SEQUENTIAL, vmin=low, vmax=high)
+    _outline(left, (values >= BAND[0]) & (values <= BAND[1]))
+    left.set_title("Update / weight norm (log10; lines around 1e-3)", fontsize=10)
     right.axvspan(*BAND, color="0.9")
     right.axvline(-3, color="0.5", linewidth=0.8)
     if values.shape[1]:
         right.plot([_last(row) for row in values], range(len(layers)), "o", color="#0b3c5d", markersize=4)
     right.set_xlabel("last, log10", fontsize=8)
-    right.set_xlim(min(-5, _low(values) - 0.2), max(-1, _high(values) + 0.2))
+    right.set_xlim(low - 0.2, high + 0.2)
     right.set_title("around 1e-3", fontsize=10)
-    _bar(figure, left, image, "log10 of the ratio")
+    bar = _bar(figure, left, image, "log10 of the ratio")
+    for edge in BAND:
+        bar.ax.axhline(edge, color="white", linewidth=1.2)
     return figure
 
 
@@ -118,6 +123,16 @@ def _heat_map(
     return image
 
 
+def _outline(ax: Axes, inside: np.ndarray) -> None:
+    """Draw lines where cells inside and outside meet; colours alone would not tell them apart in a grey print."""
+    padded = np.pad(inside, 1).astype(int)
+    rows, columns = np.nonzero(np.diff(padded, axis=0)[:, 1:-1])
+    lines = [((c - 0.5, r - 0.5), (c + 0.5, r - 0.5)) for r, c in zip(rows, columns, strict=True)]
+    rows, columns = np.nonzero(np.diff(padded, axis=1)[1:-1])
+    lines += [((c - 0.5, r - 0.5), (c - 0.5, r + 0.5)) for r, c in zip(rows, columns, strict=True)]
+    ax.add_collection(LineCollection(lines, colors="white", linewidths=1.0, capstyle="projecting"), autolim=False)
+
+
 def _one_color(color: str) -> Any:
     from matplotlib.colors import ListedColormap
 
@@ -135,10 +150,11 @@ def _size(layers: Sequence[str]) -> tuple[float, float]:
     return 5.0 + 0.06 * min(longest, 50), min(12.0, max(2.4, 1.2 + 0.16 * len(layers)))
 
 
-def _bar(figure: Figure, ax: Axes, image: Any, label: str) -> None:
+def _bar(figure: Figure, ax: Axes, image: Any, label: str) -> Any:
     bar = figure.colorbar(image, ax=ax, fraction=0.05, pad=0.02)
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=7)
+    return bar
 
 
 def _array(values: Tensor) -> np.ndarray:

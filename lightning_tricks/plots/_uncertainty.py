@@ -35,7 +35,8 @@ def reliability_diagram(*groups: ReliabilityBins, labels: Sequence[str] = ()) ->
         labels: one name per grouping, for the legend.
 
     Returns:
-        The figure. Bars of the second panel are shares of each grouping's answers, with the numbers above single ones.
+        The figure. Thin vertical lines are 95 % intervals of the accuracy (Wilson, 1927): a group of few answers says
+        little. Bars of the second panel are numbers of answers.
 
     Raises:
         UserInputError: if there is no grouping, or the labels do not match.
@@ -60,15 +61,23 @@ def reliability_diagram(*groups: ReliabilityBins, labels: Sequence[str] = ()) ->
             confidence[full], accuracy[full], color=COLORS[i], linestyle=DASHES[i], marker="o", markersize=4,
             label=f"{text}calibration error {error:.3f}",
         )  # fmt: skip
+        upper.vlines(confidence[full], *_wilson(accuracy[full], count[full]), color=COLORS[i], linewidth=1, alpha=0.5)
         width = np.diff(edges) / len(groups)
         bars = lower.bar(edges[:-1] + i * width, count, width, align="edge", color=COLORS[i], alpha=0.8)
         if len(groups) == 1:
             lower.bar_label(bars, [f"{n:.0f}" if n else "" for n in count], fontsize=6)
     upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
-    upper.legend(fontsize=8, loc="upper left", frameon=False)
+    figure.legend(loc="outside upper center", fontsize=8, frameon=False)
     lower.set(xlabel="confidence", ylabel="answers")
     lower.margins(y=0.15)
     return figure
+
+
+def _wilson(share: np.ndarray, count: np.ndarray, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of the score interval of a share that was seen in ``count`` answers."""
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return middle - half, middle + half
 
 
 def most_uncertain_pictures(

@@ -70,28 +70,28 @@ class RunningMoments:
 class SampleStream:
     """Summarises the stochastic passes of one batch as they come.
 
-    ============== =====================================================================================================
-    key            meaning, shape (``out`` is what follows the batch axis; ``rest`` is ``out`` without the classes)
-    ============== =====================================================================================================
-    mean           mean of the passes, ``(B, *out)``
-    std            standard deviation across the passes, ddof 1, ``(B, *out)``
-    mc_error       Monte-Carlo standard error of ``mean``, ``std / sqrt(S)``, ``(B, *out)``
-    n_samples      number of passes S, ``(B,)``
-    quantile_Q     one per level of ``quantiles``, ``(B, *out)``
-    samples        all passes, only if kept, ``(B, S, *out)``
+    ================== ===============================================================================================
+    key                meaning, shape (``out`` is what follows the batch axis; ``rest`` is ``out`` without the classes)
+    ================== ===============================================================================================
+    mean               mean of the passes, ``(B, *out)``
+    std                standard deviation across the passes, ddof 1, ``(B, *out)``
+    mc_error           Monte-Carlo standard error of ``mean``, ``std / sqrt(S)``, ``(B, *out)``
+    n_samples          number of passes S, ``(B,)``
+    quantile_Q         one per level of ``quantiles``, ``(B, *out)``
+    samples            all passes, only if kept, ``(B, S, *out)``
     *classes*
-    label          most probable class, or 1 where a yes has at least 0.5, ``(B, *rest)``
-    confidence     its mean probability, ``(B, *rest)``
-    margin         how far it is ahead of the runner-up, ``(B, *rest)``
-    entropy        predictive entropy of ``mean``, nats, ``(B, *rest)``
-    expected_...   ``expected_entropy``: mean entropy of the passes, nats, ``(B, *rest)``
-    mutual_info    mutual information (BALD) in nats, corrected for the number of passes, ``(B, *rest)``
-    variation_...  ``variation_ratio``: share of the passes that vote for another class than the winner, ``(B, *rest)``
+    label              most probable class, or 1 where a yes has at least 0.5, ``(B, *rest)``
+    confidence         its mean probability, ``(B, *rest)``
+    margin             how far it is ahead of the runner-up, ``(B, *rest)``
+    entropy            predictive entropy of ``mean``, nats, ``(B, *rest)``
+    expected_entropy   mean entropy of the passes, nats, ``(B, *rest)``
+    mutual_info        mutual information (BALD) in nats, corrected for the number of passes, ``(B, *rest)``
+    variation_ratio    share of the passes that vote for another class than the winner, ``(B, *rest)``
     *regression*
-    epistemic_...  ``epistemic_variance``: ``std`` squared, ``(B, *out)``
-    aleatoric_...  ``aleatoric_variance``: mean noise variance of the head, or ``1 / tau``; only where known
-    total_...      ``total_variance``: the sum of both; only where the noise is known
-    ============== =====================================================================================================
+    epistemic_variance ``std`` squared, ``(B, *out)``
+    aleatoric_variance mean noise variance of the head, or ``1 / tau``; only where known
+    total_variance     the sum of both; only where the noise is known
+    ================== ===============================================================================================
 
     Args:
         task: ``"multiclass"``: probabilities with a class axis; ``"binary"`` and ``"multilabel"``: every number is the

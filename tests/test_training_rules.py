@@ -1,0 +1,297 @@
+"""The rules of training against curves and norms whose right answer is known."""
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from lightning_tricks._base import UserInputError
+from lightning_tricks.diagnosis import Evidence, LayerActivity, LossCurve, NormRecord, Thresholds, TrainingWatch
+from lightning_tricks.diagnosis._curve import alternation, noise_of
+from lightning_tricks.diagnosis._guess import GuessLoss
+from lightning_tricks.diagnosis._losses import LossSpy
+
+LN10 = math.log(10)
+
+
+def noise(count, seed=0):
+    return torch.randn(count, generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def watched(losses, *, planned=None, guess=None, norms=(), activity=(), thresholds=None, **more):
+    """Return the findings of a run, looked at as the callback does, and the step of each."""
+    watch, curve = TrainingWatch(thresholds), LossCurve(25)
+    found = {}
+    for end in range(25, len(losses) + 1, 25):
+        curve.add(losses[end - 25 : end])
+        seen = [record for record in norms if record.step < end]
+        evidence = Evidence(
+            step=end,
+            curve=curve,
+            planned=planned or len(losses),
+            guess=guess,
+            norms=seen,
+            activity=activity,
+            is_last=end == len(losses),
+            **more,
+        )
+        for finding in watch.look(evidence):
+            found.setdefault(finding.rule, (finding.severity, end))
+    return found
+
+
+def falling(count=400, start=LN10, end=0.1, rate=0.02, spread=0.05, seed=0):
+    """Return the losses of a run that goes well."""
+    return [
+        end + (start - end) * math.exp(-rate * step) + spread * z * (end + (start - end) * math.exp(-rate * step))
+        for step, z in enumerate(noise(count, seed))
+    ]
+
+
+def flat(count=400, level=LN10, spread=0.02, seed=0):
+    return [level + spread * z for z in noise(count, seed)]
+
+
+def record(step, gradients=(0.1, 0.1, 0.1), ratio=1e-3, total=1.0, clip=1.0):
+    names = [f"net.{i}" for i in range(len(gradients))]
+    return NormRecord(step, names, list(gradients), [ratio] * len(names), total, ratio, clip)
+
+
+def records(count=8, **what):
+    return [record(25 * i, **what) for i in range(count)]
+
+
+def layer(name="net.1", *, dead=math.nan, saturated=math.nan, std=1.0):
+    return LayerActivity(name, "ReLU", std, saturated, dead)
+
+
+# Silence about healthy runs
+
+
+@given(
+    rate=st.floats(0.003, 0.1),
+    spread=st.floats(0, 0.3),
+    start=st.floats(0.5, 100),
+    floor=st.floats(0, 0.3),
+    seed=st.integers(0, 1000),
+    know=st.booleans(),
+)
+@settings(max_examples=20, deadline=None)
+def test_a_loss_that_falls_is_never_an_error(rate, spread, start, floor, seed, know):
+    losses = falling(start=start, end=floor * start, rate=rate, spread=spread, seed=seed)
+    found = watched(losses, guess=start if know else None, norms=records(16))
+    assert not [rule for rule, (severity, _) in found.items() if severity == "error"], found
+
+
+@given(level=st.floats(0, 0.9), spread=st.floats(0, 0.5), seed=st.integers(0, 1000))
+@settings(max_examples=15, deadline=None)
+def test_a_model_that_had_converged_before_is_no_error(level, spread, seed):
+    losses = [abs(x) for x in flat(level=level, spread=spread * level, seed=seed)]
+    faint = records(16, gradients=(1e-9, 1e-9, 1e-3), ratio=1e-6)
+    found = watched(losses, guess=1.0, norms=faint, activity=[[layer(dead=0.99), layer("head")]] * 3)
+    assert not [rule for rule, (severity, _) in found.items() if severity == "error"], found
+
+
+def test_strange_insides_count_only_with_a_symptom():
+    inside = {
+        "norms": records(16, gradients=(1e-9, 1e-9, 1e-3)),
+        "activity": [[layer(dead=0.99), layer("net.3", saturated=0.9), layer("head")]] * 3,
+    }
+    assert watched(falling(), guess=LN10, **inside) == {}
+    found = watched(flat(), guess=LN10, **inside)
+    assert {"vanishing-gradient", "dead-units", "saturated-units", "not-learning"} <= found.keys()
+    assert {severity for severity, _ in found.values()} == {"error"}
+
+
+def test_without_knowing_what_guessing_gives_a_flat_loss_is_only_a_warning():
+    assert watched(flat(), guess=None)["not-learning"][0] == "warning"
+    assert watched(flat(level=0.2), guess=LN10) == {}, "it had converged before"
+
+
+def test_a_negative_loss_may_fall_below_zero():
+    losses = [2 - 6 * (1 - math.exp(-0.01 * i)) + 0.1 * z for i, z in enumerate(noise(400))]
+    assert watched(losses) == {}
+
+
+# What is found, and when
+
+
+def test_a_loss_that_does_not_fall():
+    severity, step = watched(flat(1000), planned=1000, guess=LN10)["not-learning"]
+    assert (severity, step) == ("error", 325), "after 30 % of the run, confirmed once"
+
+
+def test_a_short_run_is_judged_at_its_end():
+    assert watched(flat(75), guess=LN10)["not-learning"] == ("error", 75)
+    assert watched(flat(50), guess=LN10) == {}
+
+
+def test_a_loss_that_rises_far_above_its_start():
+    losses = [LN10 * math.exp(0.02 * step) for step in range(200)]
+    severity, step = watched(losses, planned=1000, guess=LN10)["diverging"]
+    assert severity == "error"
+    assert step <= 100
+
+
+def test_a_loss_that_loses_what_it_had_gained():
+    assert watched(falling(300) + flat(100), guess=LN10)["diverging"][0] == "error"
+    assert watched([*falling(300), 5.0, *falling(99, start=0.1)], guess=LN10) == {}, "one spike"
+
+
+def test_zigzag_is_told_from_the_noise_of_batches():
+    zigzag = [1.0 + 0.5 * (-1) ** step for step in range(400)]
+    assert "oscillating" in watched(zigzag)
+    assert "oscillating" not in watched(flat(level=1.0, spread=0.3))
+
+
+@given(st.lists(st.floats(-100, 100), min_size=8, max_size=40))
+def test_alternation_is_a_correlation(losses):
+    assert -1.0001 <= alternation(losses) <= 1.0001
+
+
+@given(st.floats(-10, 10), st.floats(-1, 1))
+def test_noise_does_not_see_a_straight_line(start, slope):
+    assert noise_of([start + slope * i for i in range(30)]) == pytest.approx(0, abs=1e-9)
+
+
+def test_noise_is_the_standard_deviation_and_forgives_outliers():
+    assert noise_of([*noise(4000), 1e9]) == pytest.approx(1, rel=0.1)
+
+
+def test_updates_that_are_too_large_or_too_small():
+    assert watched(flat(), guess=LN10, norms=records(16, ratio=0.3))["lr-too-high"][0] == "error"
+    assert watched(flat(), guess=LN10, norms=records(16, ratio=1e-7))["lr-too-low"][0] == "error"
+    usual = watched(flat(), guess=LN10, norms=records(16))
+    assert not usual.keys() & {"lr-too-high", "lr-too-low"}
+
+
+def test_gradients_that_explode():
+    rising = [LN10 * math.exp(0.02 * step) for step in range(200)]
+    growing = [record(25 * i, total=10.0**i) for i in range(8)]
+    assert watched(rising, guess=LN10, norms=growing)["exploding-gradient"][0] == "error"
+    assert "exploding-gradient" not in watched(falling(200), guess=LN10, norms=growing)
+
+
+def test_overfitting_needs_both_curves():
+    validation = [(25 * i, 0.5 + 0.05 * abs(i - 4)) for i in range(16)]
+    assert watched(falling(), validation=validation)["overfitting"][0] == "warning"
+    assert "overfitting" not in watched(flat(level=0.5), validation=validation)
+    assert "overfitting" not in watched(falling(), validation=[(25 * i, 1 / (1 + i)) for i in range(16)])
+
+
+def test_stagnation_of_a_long_run():
+    found = watched(falling(2000, rate=0.1), guess=LN10)
+    assert found["stagnation"][0] == "info"
+    assert watched(falling(2000, end=2.0, rate=0.1), guess=LN10)["stagnation"][0] == "warning"
+
+
+def test_clipping_that_always_binds():
+    assert watched(falling(), norms=records(16, clip=0.01))["clipping-binds"][0] == "warning"
+    assert watched(falling(), norms=records(16, clip=0.5))["clipping-binds"][0] == "info"
+    assert watched(falling(), norms=records(16)) == {}
+
+
+def test_each_finding_is_told_once_and_again_if_it_becomes_graver():
+    watch, told = TrainingWatch(), []
+    curve = LossCurve()
+    curve.add(flat(400))
+    for guess in (None, None, None, LN10, LN10, None, LN10):
+        told += [(f.rule, f.severity) for f in watch.look(Evidence(400, curve, guess=guess, planned=800))]
+    assert told == [("not-learning", "warning"), ("not-learning", "error")]
+    assert [f.severity for f in watch.findings] == ["error"]
+
+
+def test_a_condition_that_comes_and_goes_is_no_finding():
+    watch, sick, well = TrainingWatch(), LossCurve(), LossCurve()
+    sick.add(flat(400))
+    well.add(falling(400))
+    for curve in (sick, well) * 4:
+        assert not watch.look(Evidence(400, curve, guess=LN10, planned=800))
+
+
+@given(st.integers(1, 399), st.integers(0, 20))
+@settings(max_examples=8, deadline=None)
+def test_state_goes_through_a_checkpoint(cut, seed):
+    losses = falling(400, seed=seed)
+    whole, half, rest = LossCurve(), LossCurve(), LossCurve()
+    whole.add(losses)
+    half.add(losses[:cut])
+    rest.load_state_dict(json.loads(json.dumps(half.state_dict())))
+    rest.add(losses[cut:])
+    assert rest.state_dict() == whole.state_dict()
+
+
+def test_long_runs_stay_small():
+    curve = LossCurve(window=10)
+    curve.add(float(i) for i in range(12_000))
+    assert len(curve.windows) <= 256
+    assert curve.windows[-1].end == curve.steps == 12_000
+    assert sum(w.count * w.mean for w in curve.windows) == pytest.approx(sum(range(12_000)))
+
+
+def test_nonfinite_losses_are_told_apart():
+    found = watched([*falling(30), math.nan, *falling(19)], broken=(30, "net.2", "gradient"))
+    assert found["nonfinite"] == ("error", 25)
+    assert watched([math.inf] * 25)["nonfinite"][0] == "error"
+
+
+def test_thresholds_are_checked():
+    with pytest.raises(UserInputError, match="dead must be greater than 0"):
+        Thresholds(dead=0)
+    with pytest.raises(UserInputError, match="window must be at least"):
+        Thresholds(window=5)
+
+
+# What guessing gives, against the best constant found by search
+
+
+def best_constant(loss, shape, steps=300):
+    constant = torch.zeros(shape, requires_grad=True)
+    optimizer = torch.optim.LBFGS([constant], max_iter=steps)
+
+    def closure():
+        optimizer.zero_grad()
+        value = loss(constant)
+        value.backward()
+        return value
+
+    return optimizer.step(closure) and loss(constant).item()
+
+
+Y = torch.arange(2000).remainder(10).clamp(max=4)
+TARGETS = {
+    "classes": (lambda out, y: F.cross_entropy(out, y), Y, 5),
+    "smoothed": (lambda out, y: F.cross_entropy(out, y, label_smoothing=0.1), Y, 5),
+    "binary": (lambda out, y: F.binary_cross_entropy_with_logits(out, y), (Y[:, None] == torch.arange(5)).float(), 5),
+    "squares": (lambda out, y: F.mse_loss(out, y), torch.randn(2000, 3, generator=torch.Generator().manual_seed(1)), 3),
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_what_guessing_gives(name):
+    loss, y, width = TARGETS[name]
+    guess = GuessLoss()
+    for part in y.split(250):
+        with LossSpy() as spy:
+            value = loss(torch.zeros(250, width), part)
+        guess.add(spy.calls, value)
+    best = best_constant(lambda constant: loss(constant.expand(2000, width), y), (width,))
+    assert guess.value() == pytest.approx(best, rel=0.01)
+
+
+def test_guessing_is_not_known_for_a_loss_of_several_parts_or_with_weights():
+    def value_of(loss):
+        guess = GuessLoss()
+        with LossSpy() as spy:
+            total = loss(torch.zeros(100, 2), torch.arange(100) % 2)
+        guess.add(spy.calls, total)
+        return guess.value()
+
+    assert value_of(F.cross_entropy) == pytest.approx(math.log(2), rel=0.01)
+    assert value_of(lambda out, y: F.cross_entropy(out, y) + 1) is None
+    assert value_of(lambda out, y: F.cross_entropy(out, y, weight=torch.tensor([1.0, 2.0]))) is None
+    assert value_of(lambda out, y: F.cross_entropy(out, y) + F.mse_loss(out[:, 0], y.float())) is None
