@@ -122,6 +122,11 @@ def bare_grid_sample(images) -> Callable[[], object]:
     return lambda: F.grid_sample(floats, grid, align_corners=False)
 
 
+def bare_normal(images) -> Callable[[], object]:
+    noise = torch.empty(images.shape, device=images.device)
+    return noise.normal_
+
+
 def methods(images) -> dict[str, Callable[[], object]]:
     found: dict[str, Callable[[], object]] = {
         OURS: ours(images),
@@ -130,6 +135,7 @@ def methods(images) -> dict[str, Callable[[], object]]:
         "torchvision, sample by sample": torchvision_loop(images),
         "torchvision, one draw per batch": torchvision_batch(images),
         "bare grid_sample": bare_grid_sample(images),
+        "bare normal_": bare_normal(images),
     }
     if find_spec("kornia"):
         found["kornia"] = kornia(images)

@@ -13,11 +13,13 @@ from sklearn.datasets import load_sample_image
 from torch.nn import functional as F
 
 from lightning_tricks.data.augment import (
+    AutoContrast,
     BatchAugment,
     Brightness,
     Contrast,
     Crop,
     CutMix,
+    Equalize,
     Erase,
     GaussianBlur,
     GaussianNoise,
@@ -44,6 +46,8 @@ COLUMNS = {
     "Brightness,\nContrast": [Brightness(0.5), Contrast(0.5)],
     "Saturation,\nHue": [Saturation(0.8), Hue(0.15)],
     "Blur,\nNoise": [GaussianBlur(7, p=1.0, sigma=(0.5, 3)), GaussianNoise(0.08)],
+    "Auto-\ncontrast": [AutoContrast(p=1.0)],
+    "Equalize": [Equalize(p=1.0)],
     "Erase": [Erase(p=1.0)],
     "MixUp": [MixUp(1.0)],
     "CutMix": [CutMix(1.0)],

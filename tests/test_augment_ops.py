@@ -8,10 +8,12 @@ from augment_helpers import pictures, with_params
 from torchvision.transforms.v2 import functional as tv
 
 from lightning_tricks.data.augment import (
+    AutoContrast,
     BatchAugment,
     Brightness,
     Contrast,
     Crop,
+    Equalize,
     Erase,
     GaussianBlur,
     GaussianNoise,
@@ -88,7 +90,7 @@ def test_flips_are_exact(images):
     unit = images.float() / 255
     for op, reference in ((HorizontalFlip(), tv.horizontal_flip), (VerticalFlip(), tv.vertical_flip)):
         flip = torch.tensor([True, False, True])
-        out = with_params([(op, {"flip": flip})], images).images
+        out = with_params([(op, {"on": flip})], images).images
         expected = torch.stack([reference(x) if f else x for x, f in zip(unit, flip, strict=True)])
         torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
 
@@ -108,8 +110,8 @@ def test_crop_is_pad_and_crop(images, padding, mode):
 def test_whole_pixel_steps_are_bit_exact_and_equal_to_the_warped_ones(images):
     steps = [
         (Crop(2), {"top": torch.tensor([-2.0, 0, 1]), "left": torch.tensor([1.0, 2, -2])}),
-        (HorizontalFlip(), {"flip": torch.tensor([True, False, True])}),
-        (VerticalFlip(), {"flip": torch.tensor([True, True, False])}),
+        (HorizontalFlip(), {"on": torch.tensor([True, False, True])}),
+        (VerticalFlip(), {"on": torch.tensor([True, True, False])}),
     ]
     picked = with_params(steps, images).images * 255
     torch.testing.assert_close(picked, picked.round(), atol=1e-4, rtol=0)
@@ -208,6 +210,88 @@ def test_posterize_is_torchvisions(images, bits, as_bytes):
     torch.testing.assert_close(
         with_params([(Posterize(), {"bits": float(bits)})], x).images, expected, atol=1e-4, rtol=0
     )
+
+
+def levels_of_all_kinds():
+    """Smooth, dark, flat, two-valued, two-thirds white and noisy pictures."""
+    smooth = pictures(6, 3, 20, 24)
+    smooth[1] = smooth[1] // 5 + 30
+    smooth[2, 0], smooth[2, 1], smooth[2, 2] = 0, 255, 77
+    smooth[3] = torch.where(smooth[3] > 100, 101, 100)
+    smooth[4, :, :, 8:] = 255
+    smooth[5] = torch.randint(256, smooth[5].shape, generator=torch.Generator().manual_seed(0))
+    return smooth
+
+
+@pytest.mark.parametrize(
+    ("op", "reference"),
+    [(AutoContrast(), tv.autocontrast), (Equalize(), tv.equalize)],
+    ids=["autocontrast", "equalize"],
+)
+@pytest.mark.parametrize("as_bytes", [True, False])
+def test_stretching_and_equalizing_are_torchvisions(op, reference, as_bytes):
+    images = levels_of_all_kinds()
+    x = images if as_bytes else images.float() / 255
+    expected = torch.stack([reference(image) for image in images.float() / 255])  # torchvision cuts bytes to bytes
+    torch.testing.assert_close(with_params([(op, {"on": True})], x).images, expected, atol=1e-4, rtol=0)
+    half = torch.arange(6) % 2 == 0
+    out = with_params([(op, {"on": half})], x).images
+    torch.testing.assert_close(out[half], expected[half], atol=1e-4, rtol=0)
+    torch.testing.assert_close(out[~half], images[~half].float() / 255, atol=1e-6, rtol=0)
+
+
+def test_autocontrast_works_on_normalised_pictures():
+    images = levels_of_all_kinds()
+    out = with_params([(AutoContrast(), {"on": True})], images, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)).images
+    plain = with_params([(AutoContrast(), {"on": True})], images).images
+    torch.testing.assert_close(out, tv.normalize(plain, [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]), atol=1e-4, rtol=0)
+
+
+def test_autocontrast_does_not_blow_up_rounding_errors():
+    flat = torch.full((1, 3, 8, 8), 0.3) + 1e-7 * torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(with_params([(AutoContrast(), {"on": True})], flat).images, flat)
+
+
+@pytest.mark.parametrize("size", [(20, 24), (3, 5)])
+def test_equalized_levels_are_evenly_spread(size):
+    images = torch.randint(100, 140, (1, 1, *size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    out = with_params([(Equalize(), {"on": True})], images).images * 255
+    if size == (3, 5):  # fewer than 255 pixels cannot be spread
+        torch.testing.assert_close(out, images.float())
+    else:
+        assert out.min() <= 10
+        assert out.max() == 255
+        order = images.flatten().argsort()
+        assert (out.flatten()[order].diff() >= 0).all()
+
+
+OPS_THAT_SPARE = {
+    "autocontrast": (AutoContrast(), "on", True, False),
+    "blur": (GaussianBlur(3), "sigma", 1.0, 1e-3),
+    "equalize": (Equalize(), "on", True, False),
+    "hue": (HueHSV(), "turn", 0.2, 0.0),
+    "posterize": (Posterize(), "bits", 2.0, 8.0),
+    "sharpness": (Sharpness(), "factor", 1.9, 1.0),
+    "solarize": (Solarize(), "threshold", 0.4, torch.inf),
+}
+
+
+@pytest.mark.parametrize("name", OPS_THAT_SPARE)
+def test_the_cpu_computes_none_but_the_samples_that_change(name, monkeypatch):
+    op, parameter, changed, neutral = OPS_THAT_SPARE[name]
+    images = pictures(5, 3, 20, 24)
+    seen = []
+    whole = type(op).apply
+    monkeypatch.setattr(type(op), "apply", lambda *args: (seen.append(len(args[1])), whole(*args))[1])
+    everyone = with_params([(op, {parameter: changed})], images).images
+    some = torch.tensor([False, True, True, False, False])
+    values = torch.where(some, torch.tensor(changed), torch.tensor(neutral))
+    out = with_params([(op, {parameter: values})], images).images
+    nobody = with_params([(op, {parameter: neutral})], images).images
+    assert seen == [5, 2]
+    torch.testing.assert_close(out[some], everyone[some], atol=1e-6, rtol=0)
+    assert torch.equal(out[~some], nobody[~some])
+    assert torch.equal(nobody, images.float() * torch.tensor(1 / 255))
 
 
 @pytest.mark.parametrize("sigma", [0.3, 1.7])

@@ -12,20 +12,16 @@ import lightning_tricks as lt
 from lightning_tricks._base import UserInputError
 from lightning_tricks.data.augment import (
     BatchAugment,
-    Brightness,
     Crop,
     CutMix,
-    GaussianBlur,
     HorizontalFlip,
     MixUp,
     Perspective,
-    RandAugment,
     RandomResizedCrop,
     Rotate,
     Scale,
     Shear,
     Translate,
-    TrivialAugment,
     VerticalFlip,
 )
 from lightning_tricks.data.augment._mix import beta, partners
@@ -256,65 +252,3 @@ def test_classifier_trains_on_what_mixing_makes():
     trainer = quiet_trainer(max_epochs=1)
     trainer.fit(model, data)
     assert np.isfinite(float(trainer.callback_metrics["train_loss"]))
-
-
-def test_randaugment_gives_every_sample_one_operation_per_round():
-    n = 6000
-    steps = RandAugment(1, magnitude=15).steps(torch.rand(n, 3, generator=torch.Generator().manual_seed(0)), (32, 32))
-    neutral = {"x": 0, "y": 0, "angle": 0, "factor": 1, "bits": 8, "threshold": torch.inf}
-    active = torch.stack([value != neutral[name] for _, params in steps for name, value in params.items()])
-    assert active.shape == (11, n)
-    assert (active.sum(0) <= 1).all()
-    rates = torch.cat([active.float().mean(1), (~active.any(0)).float().mean()[None]])
-    torch.testing.assert_close(rates, torch.full((12,), 1 / 12), atol=5 * (1 / 12 / n) ** 0.5, rtol=0)
-    symmetric = steps[2][1]["angle"]
-    assert symmetric[symmetric != 0].abs().unique().tolist() == [15]
-    assert 0.4 < (symmetric[symmetric != 0] > 0).float().mean() < 0.6
-
-
-@pytest.mark.parametrize(
-    ("number", "reference"),
-    [
-        (1, lambda x, s: affine(x, shear=(s * 0.99, 0))),
-        (2, lambda x, s: affine(x, shear=(0, s * 0.99))),
-        (3, lambda x, s: tv_translate(x, s * 32, 0)),
-        (5, lambda x, s: affine(x, angle=s * 135)),
-        (6, lambda x, s: tv.adjust_brightness(x, 1 + s * 0.99)),
-        (7, lambda x, s: tv.adjust_saturation(x, 1 + s * 0.99)),
-        (8, lambda x, s: tv.adjust_contrast(x, 1 + s * 0.99)),
-        (9, lambda x, s: tv.adjust_sharpness(x, 1 + s * 0.99)),
-        (11, lambda x, s: tv.solarize(x, 1 - abs(s))),
-    ],
-)
-@pytest.mark.parametrize("sign", [-1, 1])
-def test_trivial_augments_choices_are_torchvisions(number, reference, sign):
-    images = pictures(1, 3, 20, 24)
-    u = torch.tensor([[(number + 0.5) / 12, 10.5 / 31, 0.25 if sign < 0 else 0.75]])  # step 10 of 31
-    steps = TrivialAugment().steps(u, (20, 24))
-    from lightning_tricks.data.augment import ImageBatch, Plan
-
-    augment = BatchAugment([TrivialAugment()])
-    out = augment.apply(ImageBatch(images), Plan(tuple(steps), (3, 20, 24), 1)).images
-    expected = reference(images.float() / 255, sign * 10 / 30)
-    torch.testing.assert_close(out, expected, atol=1e-4, rtol=0)
-
-
-def affine(x, angle=0.0, shear=(0.0, 0.0)):
-    from torchvision.transforms import InterpolationMode
-
-    degrees = [float(np.degrees(np.arctan(s))) for s in shear]
-    return tv.affine(x, angle, [0, 0], 1.0, degrees, interpolation=InterpolationMode.BILINEAR)
-
-
-def tv_translate(x, dx, dy):
-    from torchvision.transforms import InterpolationMode
-
-    return tv.affine(x, 0.0, [dx, dy], 1.0, [0.0, 0.0], interpolation=InterpolationMode.BILINEAR)
-
-
-def test_a_policy_sits_among_other_operations():
-    images = pictures(6)
-    augment = BatchAugment([Crop(2), RandAugment(2, magnitude=9), Brightness(), GaussianBlur(3)])
-    out = augment(images, index=torch.arange(6), epoch=0).images
-    assert out.shape == images.shape
-    assert not torch.equal(out, images / 255)

@@ -90,6 +90,7 @@ def test_a_run_is_the_same_as_in_python(trained):
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists")
 def test_the_kept_configuration_repeats_the_run_and_is_never_overwritten(trained, capsys):
     again = ["fit", "--config", str(trained / "config.yaml"), "--trainer.logger=false"]
     assert main(again) == 0
@@ -187,11 +188,14 @@ def test_check_prints_a_table_and_json_and_a_page(capsys):
 
 
 def test_check_fails_on_an_error(capsys):
-    broken = [*(argument for argument in EVERYTHING if argument != "--model.net.num_classes=10")]
-    assert main(["check", *broken, "--model.net.num_classes=4", "--json"]) == 1
+    Path("sick_module_here.py").write_text(
+        MINE.replace("self.parameters()", "self.net[3].parameters()").replace("Mine", "Sick").replace("= 8", "= 64")
+    )
+    assert main(["check", "--model=sick_module_here.Sick", *DATA, *QUIET, "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert not found["ok"]
-    assert any(finding["severity"] == "error" for finding in found["findings"])
+    assert "params-not-optimized" in [f["rule"] for f in found["findings"] if f["severity"] == "error"]
+    del sys.modules["sick_module_here"]
 
 
 def test_names_with_brackets_are_no_markup(capsys):
@@ -213,11 +217,11 @@ def searched(monkeypatch):
         def explain(self):
             return "explained"
 
-    def search(make_model, data, space, **options):
-        calls.append({"make_model": make_model, "data": data, "space": space, **options})
+    def call(function, *args, **options):
+        calls.append((function, args, options))
         return Result()
 
-    monkeypatch.setattr(lt.tune, "search", search)
+    monkeypatch.setattr(_tune, "call", call)
     return calls
 
 
@@ -232,33 +236,46 @@ def tune_once(*arguments):
     return main(["tune", *EVERYTHING, "--trials=3", f"--space={SPACE}", *arguments])
 
 
-def test_tune_makes_models_and_data_with_hyperparameters(searched, monkeypatch):
+def test_tune_makes_models_and_data_with_hyperparameters(searched):
     import pickle
 
     logger = ["--trainer.logger=WandbLogger", "--trainer.logger.offline=true", "--trainer.logger.project=digits"]
     callbacks = ["--trainer.callbacks+=LearningRateMonitor", "--trainer.max_epochs=4"]
-    signature = _tune.signature
-    monkeypatch.setattr(_tune, "signature", lambda _: signature(SEARCH))
     assert tune_once("--workers=2", "--prune=asha", "--seed_everything=5", *callbacks, *logger) == 0
-    (call,) = searched
-    assert call["space"]["model.lr"] == lt.Float(1e-4, 1e-1, log=True)
+    ((function, (make_model, data, space), call),) = searched
+    assert function is lt.search
+    assert space["model.lr"] == lt.Float(1e-4, 1e-1, log=True)
     assert (call["trials"], call["workers"], call["prune"], call["seed"]) == (3, 2, "asha", 5)
     assert call["trainer"]["max_epochs"] == 4
     assert not {"callbacks", "logger"} & set(call["trainer"])
     params = {"model.lr": 0.05, "model.net.dropout": 0.2, "data.batch_size": 7}
-    model = pickle.loads(pickle.dumps(call["make_model"]))(**params)
+    model = pickle.loads(pickle.dumps(make_model))(**params)
     assert (model.lr, model.num_classes) == (0.05, 10)
     assert [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)] == [0.2]
-    assert call["data"](**params).batch_size == 7
+    assert data(**params).batch_size == 7
     first, second = call["callbacks"](), call["callbacks"]()
     assert {"LearningRateMonitor", "EarlyStopping"} <= {type(callback).__name__ for callback in first}
     assert not {id(callback) for callback in first} & {id(callback) for callback in second}
-    made = call["logger"](Path("here/study/trial-001"), params)
-    assert made._wandb_init["group"] == "study"
-    assert (made._wandb_init["name"], made.save_dir) == ("trial-001", "here/study/trial-001")
+    assert (call["logger"]["offline"], call["logger"]["project"]) == (True, "digits")
+    assert "save_dir" not in call["logger"]
 
 
-SEARCH = lt.search
+def test_tune_gives_every_trial_loggers_in_its_folder(searched):
+    assert tune_once(*CSV) == 0
+    ((_, _, call),) = searched
+    made = call["logger"](Path("here/study/trial-001"), {})
+    assert (made.save_dir, made.name) == ("here/study/trial-001", "run")
+
+
+def test_tune_joins_a_search_that_runs(searched):
+    assert main(["tune", *EVERYTHING, "--join=there/study", "--workers=2"]) == 0
+    url = "postgresql://host/searches"
+    assert main(["tune", *EVERYTHING, f"--join={url}", "--study=digits", "--folder=mine"]) == 0
+    (function, (where, make_model, _), options), (_, (address, *_), more) = searched
+    assert function is lt.tune.join
+    assert (where, options["workers"], "folder" in options) == ("there/study", 2, False)
+    assert make_model(**{"model.lr": 0.5}).lr == 0.5
+    assert (address, more["study"], more["folder"]) == (url, "digits", "mine")
 
 
 def test_tune_searches(capsys):
@@ -273,17 +290,19 @@ def test_tune_searches(capsys):
     assert row["data.batch_size"] == "7"
 
 
-def test_completion_for_editors_knows_the_options(capsys):
-    assert main(["completion", "jsonschema"]) == 0
-    schema = json.loads(capsys.readouterr().out)
-    assert {"model", "data", "trainer", "tricks", "monitor"} <= set(schema["properties"])
-
-
-def test_completion_for_shells_knows_commands_and_options(capsys):
-    pytest.importorskip("shtab")
+def test_bash_completes_commands_and_options(capsys):
     assert main(["completion", "bash"]) == 0
-    script = capsys.readouterr().out
-    assert all(word in script for word in ("predict", "--samples", "--trainer.max_epochs", "--space"))
+    Path("script.sh").write_text(capsys.readouterr().out)
+
+    def completed(*words):
+        line = f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; _lightning_tricks; echo ${{COMPREPLY[@]}}"
+        command = ["bash", "-c", f"source script.sh; {line}"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+    assert completed("lightning-tricks", "va") == ["validate"]
+    assert completed("lightning-tricks", "predict", "--sam") == ["--samples"]
+    assert "--trainer.max_epochs" in completed("lightning-tricks", "fit", "--trainer.max_")
+    assert completed("lightning-tricks", "fit", "--sam") == []
 
 
 def test_every_help_page_names_the_options_and_exits_with_zero(capsys):
@@ -308,11 +327,3 @@ def test_data_from_a_constructor_of_its_own(capsys):
     data = ["--data=lightning_tricks.ImageDataModule.from_folder", "--data.root=photos", "--data.batch_size=2"]
     assert main(["check", *MODEL, *QUIET, *data, "--json"]) in (0, 1)
     assert json.loads(capsys.readouterr().out)["facts"]["model"] == "Classifier"
-
-
-def test_the_console_script_runs_in_a_process_of_its_own():
-    code = "import sys; from lightning_tricks.cli import main; sys.exit(main(['fit', '--model=absent.Model']))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.strip().endswith("lightning-tricks: error: model: No module named 'absent'.")
-    assert "Traceback" not in done.stderr

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "plots": {"_base"},
     "modules": {"_base", "nets", "optim", "uncertainty", "plots"},
     "callbacks": {"_base", "init", "uncertainty", "diagnosis", "plots"},
-    "tune": {"_base", "data", "callbacks", "plots"},
+    "tune": {"_base", "data", "callbacks", "diagnosis", "plots"},
 }
 MAY_IMPORT["cli"] = {*MAY_IMPORT, "cli"}
 

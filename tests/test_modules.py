@@ -75,12 +75,12 @@ def test_logged_metrics_are_scikit_learns(tmp_path):
     logged = {k: v.item() for k, v in trainer.callback_metrics.items()}
     model.eval()
     with torch.no_grad():
-        probs = model(x).softmax(-1).numpy()
+        y, probs = y.numpy(), model(x).softmax(-1).numpy()
     assert logged["val_loss"] == pytest.approx(sk.log_loss(y, probs), abs=1e-5)
     assert logged["val_acc"] == pytest.approx(sk.accuracy_score(y, probs.argmax(1)), abs=1e-6)
     assert logged["val_f1"] == pytest.approx(sk.f1_score(y, probs.argmax(1), average="macro"), abs=1e-6)
     assert logged["val_top2"] == pytest.approx(sk.top_k_accuracy_score(y, probs, k=2), abs=1e-6)
-    assert logged["val_ece"] == pytest.approx(slow_ece(probs, y.numpy()), abs=1e-5)
+    assert logged["val_ece"] == pytest.approx(slow_ece(probs, y), abs=1e-5)
     assert set(logged) == {"train_loss", "val_loss", "val_acc", "val_f1", "val_ece", "val_top2"}
 
 

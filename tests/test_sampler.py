@@ -11,6 +11,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 
+import numpy as np
 import optuna
 import pytest
 from hypothesis import given, settings
@@ -23,6 +24,7 @@ from optuna.trial import TrialState
 from lightning_tricks._base import UserInputError
 from lightning_tricks.tune import CoarseToFineSampler, explain
 from lightning_tricks.tune._explain import windows_by_round
+from lightning_tricks.tune._parabola import vertex
 from lightning_tricks.tune._plan import Plan, latin_hypercube
 from lightning_tricks.tune._scales import from_unit, to_unit
 from lightning_tricks.tune._windows import Window, kept_choices, shrunk
@@ -252,17 +254,24 @@ def test_retried_slot_gets_the_same_point_again(alone):
 
 
 def test_pruned_trials_do_not_enter_the_window():
-    def objective(trial):
-        x = trial.suggest_float("x", 0, 1)
-        if x < 0.5:  # an under-trained value that looks best
-            trial.report(-1.0, 0)
-            raise optuna.TrialPruned
-        return x
+    """Whatever they reported, the points and the windows are the same."""
 
-    study = run_of(objective=objective)
-    last = windows_by_round(study)[-1]["x"]
-    assert last.low > 0.4
-    assert len(study.trials) == 32
+    def run_with(reported):
+        def objective(trial):
+            x = trial.suggest_float("x", 0, 1)
+            if x < 0.5:
+                trial.report(reported, 0)
+                raise optuna.TrialPruned
+            return x
+
+        return run_of(objective=objective)
+
+    good, bad = run_with(-1.0), run_with(1000.0)  # an under-trained value that looks best, and one that looks worst
+    assert points(good) == points(bad)
+    assert windows_by_round(good) == windows_by_round(bad)
+    last = windows_by_round(good)[-1]["x"]
+    assert last.low < 0.5 < last.high
+    assert len(good.trials) == 32
 
 
 def test_enqueued_trials_take_no_slot_and_their_results_count(alone):
@@ -565,3 +574,37 @@ def test_optuna_is_imported_when_touched_and_its_absence_is_one_sentence():
     assert out.stdout.strip() == "False"
     assert 'pip install "lightning-tricks[tune]"' in out.stderr.splitlines()[-1]
     assert issubclass(CoarseToFineSampler, optuna.samplers.BaseSampler)
+
+
+# The parabola.
+
+
+@given(st.integers(1, 5), st.integers(0, 2**31))
+def test_vertex_of_a_bowl_is_found_and_of_nothing_is_the_middle(dims, seed):
+    rng = np.random.default_rng(seed)
+    points = rng.uniform(-1.5, 1.5, (12 * dims, dims))
+    lowest = rng.uniform(-0.7, 0.7, dims)
+    losses = 3.0 + ((points - lowest) ** 2 * rng.uniform(0.5, 2, dims)).sum(axis=1)
+    assert vertex(points, losses) == pytest.approx(lowest, abs=0.25)
+    assert vertex(points, np.full(len(points), 2.0)).tolist() == [0.0] * dims
+    order = rng.permutation(len(points))
+    assert vertex(points[order], 5 * losses[order] - 1) == pytest.approx(vertex(points, losses), abs=1e-6)
+
+
+def test_vertex_of_a_slope_lies_at_its_foot_and_what_diverged_does_not_count_more():
+    z = np.linspace(-1, 1, 9)[:, None]
+    assert vertex(z, 10 * z[:, 0])[0] < -0.5
+    tame = np.where(z[:, 0] > 0.6, 10.0, (z[:, 0] + 0.2) ** 2)
+    wild = np.where(z[:, 0] > 0.6, 1e30, (z[:, 0] + 0.2) ** 2)
+    assert vertex(z, tame) == pytest.approx(vertex(z, wild))
+
+
+def test_fine_windows_centre_between_the_best_points_and_the_parabola():
+    """Worked out once more, by hand, from what the first round found."""
+    study = run_of(n=16, rounds=1, objective=lambda trial: (trial.suggest_float("x", 0, 1) - 0.3) ** 2)
+    first = sorted(study.trials[:8], key=lambda t: t.value)
+    x = np.array([t.params["x"] for t in first])
+    mean = float(np.dot([0.4, 0.3, 0.2, 0.1], x[:4]))
+    lowest = 0.5 + 0.5 * vertex(2 * x[:, None] - 1, np.array([t.value for t in first]))[0]
+    window = windows_by_round(study)[1]["x"]
+    assert (window.low + window.high) / 2 == pytest.approx(max((mean + lowest) / 2, 0.25))

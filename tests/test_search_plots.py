@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from lightning_tricks._base import UserInputError
-from lightning_tricks.plots import parallel_coordinates, search_importance, search_points, search_progress
+from lightning_tricks.plots import (
+    parallel_coordinates,
+    search_importance,
+    search_pairs,
+    search_points,
+    search_progress,
+)
 
 POINTS = [{"lr": 1e-3, "kind": "a", "n": 1}, {"lr": 1e-1, "kind": "b", "n": 3}, {"lr": 1e-2, "kind": "a", "n": 2}]
 VALUES = [3.0, 2.0, 1.0]
@@ -41,6 +47,40 @@ def test_parallel_coordinates_place_every_value_and_leave_gaps():
     assert sum(any(math.isnan(y) for y in line.get_ydata()) for line in ax.get_lines()) == 1
 
 
+def test_all_pairs_show_every_trial_the_best_and_the_fine_windows():
+    points = [{"a": i / 10, "b": (7 * i) % 5 + 1.0, "c": i % 3} for i in range(10)]
+    values = [abs(p["a"] - 0.4) for p in points]
+    windows = [{"a": (0.0, 1.0), "b": (1.0, 5.0)}, {"a": (0.2, 0.6), "b": (2.0, 4.0)}]
+    for maximize, best in ((False, 4), (True, 9)):
+        figure = search_pairs(points, values, log=["b"], windows=windows, maximize=maximize)
+        planes = [ax for ax in figure.axes if ax.get_visible()]
+        assert len(planes) == 3
+        first = next(ax for ax in planes if ax.get_ylabel() == "b")
+        assert first.get_yscale() == "log"
+        assert len(first.collections[0].get_offsets()) == 10
+        assert first.collections[1].get_offsets()[0].tolist() == [points[best]["a"], points[best]["b"]]
+        (frame,) = first.patches
+        assert (*frame.get_xy(), frame.get_width(), frame.get_height()) == pytest.approx((0.2, 2.0, 0.4, 2.0))
+
+
+def test_many_numbers_leave_those_that_matter():
+    rng = np.random.default_rng(0)
+    points = [{f"x{i}": float(u) for i, u in enumerate(rng.random(8))} for _ in range(80)]
+    values = [(p["x2"] - 0.5) ** 2 + (p["x5"] - 0.5) ** 2 for p in points]
+    figure = search_pairs(points, values)
+    named = {ax.get_xlabel() for ax in figure.axes} | {ax.get_ylabel() for ax in figure.axes}
+    assert {"x2", "x5"} <= named
+    assert len(named - {""}) == 6
+
+
+def test_plane_of_a_maximized_search_is_that_of_what_matters():
+    rng = np.random.default_rng(1)
+    points = [{name: float(u) for name, u in zip("abcd", rng.random(4), strict=True)} for _ in range(60)]
+    values = [-((p["b"] - 0.7) ** 2) - (p["d"] - 0.2) ** 2 for p in points]
+    plane = next(ax for ax in search_points(points, values, maximize=True).axes if ax.get_ylabel() == "d")
+    assert plane.get_xlabel() == "b"
+
+
 def test_importance_is_sorted():
     ax = search_importance({"a": 0.1, "b": 0.7, "c": 0.2}).axes[0]
     assert [patch.get_width() for patch in ax.patches] == [0.1, 0.2, 0.7]
@@ -55,3 +95,5 @@ def test_nothing_to_draw_is_a_sentence():
     ):
         with pytest.raises(UserInputError, match="needs at least one"):
             draw()
+    with pytest.raises(UserInputError, match="needs at least two numbers"):
+        search_pairs([{"a": 1, "b": "x"}], [1.0])

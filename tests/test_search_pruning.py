@@ -39,6 +39,15 @@ class Scripted(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
+class TrainOnly(Scripted):
+    validation_step = LightningModule.validation_step
+    on_validation_epoch_end = LightningModule.on_validation_epoch_end
+
+    def training_step(self, batch, batch_idx):
+        self.log("train_loss", torch.tensor(5.0 - self.trainer.current_epoch), on_step=False, on_epoch=True)
+        return self.weight * batch[0].sum()
+
+
 class Recorder:
     def __init__(self, prune_at=None):
         self.reports, self.prune_at = [], prune_at
@@ -166,3 +175,23 @@ def test_bad_input_gets_a_sentence():
         MissingMetricError, match=r"'val_acc', but that metric was not logged\. Logged so far: val_loss"
     ):
         fit([1.0], PruningCallback(Recorder(), "val_acc"))
+
+
+def test_without_a_validation_loop_epochs_are_reported_or_the_metrics_named():
+    callback = PruningCallback(Recorder(prune_at=2), "train_loss")
+    trainer = quiet_trainer(max_epochs=4, callbacks=[callback])
+    trainer.fit(TrainOnly([]), batches())
+    assert callback.trial.reports == [(0, 5.0), (1, 4.0)]
+    assert (callback.pruned, trainer.current_epoch) == (True, 2)
+    with pytest.raises(MissingMetricError, match=r"'val_loss', but .* not logged\. Logged so far: train_loss"):
+        quiet_trainer(callbacks=[PruningCallback(Recorder(), "val_loss")]).fit(TrainOnly([]), batches())
+    trainer = quiet_trainer(callbacks=[PruningCallback(Recorder(), "val_loss")], limit_val_batches=0)
+    with pytest.raises(MissingMetricError, match=r"not logged\. Logged so far: none yet"):
+        trainer.fit(Scripted([1.0]), batches(), batches())
+
+
+def test_run_that_ends_before_its_first_validation_is_an_error():
+    callback = PruningCallback(Recorder(), "val_loss")
+    trainer = quiet_trainer(max_epochs=2, callbacks=[callback], check_val_every_n_epoch=5)
+    with pytest.raises(MissingMetricError, match="ended before any validation"):
+        trainer.fit(Scripted([1.0]), batches(), batches())

@@ -4,10 +4,13 @@ import random
 
 import pytest
 import torch
+from helpers import quiet_trainer
+from lightning.pytorch import LightningModule
 
 from lightning_tricks import TextDataModule
 from lightning_tricks._base import UserInputError
 from lightning_tricks.data._text_source import build_vocabulary, words
+from lightning_tricks.data.augment import RandomSwap, SynonymReplacement, TextAugment, WordDropout
 
 TEXTS = [f"{word} film number {i}" for i, word in enumerate(["good", "bad"] * 20)]
 LABELS = ["pos", "neg"] * 20
@@ -97,6 +100,96 @@ def test_only_training_texts_are_augmented():
     assert next(iter(data.val_dataloader()))[0].shape[1] == 1
 
 
+FILMS = [f"The film number {i} has a good story, but the end was bad." for i in range(30)]
+AUGMENT = TextAugment(
+    [SynonymReplacement({"film": ["movie", "picture"], "good": ["fine"], "bad": ["poor"]}, alpha=0.3), RandomSwap()],
+    seed=5,
+    p=0.8,
+)
+
+
+class Reader(LightningModule):
+    """Reads the texts of batches out of their codes."""
+
+    def __init__(self, data):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.data, self.trained, self.validated = data, [], []
+
+    def read(self, batch):
+        return [(tuple(self.data.decode(codes)), int(label)) for codes, label in zip(*batch, strict=True)]
+
+    def training_step(self, batch):
+        self.trained.append((self.trainer.current_epoch, self.read(batch)))
+        return self.weight**2
+
+    def validation_step(self, batch):
+        self.validated += self.read(batch)
+
+    def predict_step(self, batch):
+        return self.read(batch)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_text_augmentation_changes_training_texts_by_row_and_epoch(workers):
+    labels = [i % 3 for i in range(30)]
+    data = TextDataModule(FILMS, labels, augment=AUGMENT, batch_size=4, num_workers=workers)
+    model, trainer = Reader(data), quiet_trainer(max_epochs=2)
+    trainer.fit(model, data)
+    for epoch in (0, 1):
+        read = sorted(pair for e, batch in model.trained if e == epoch for pair in batch)
+        rows = data.parts["train"].rows
+        assert read == sorted((tuple(words(AUGMENT(FILMS[i], index=i, epoch=epoch))), labels[i]) for i in rows)
+        assert read != sorted((tuple(words(FILMS[i])), labels[i]) for i in rows)
+    assert {"movie", "picture", "fine", "poor"} <= set(data.vocabulary)
+    plain = {part: [(tuple(words(FILMS[i])), labels[i]) for i in data.parts[part].rows] for part in ("val", "test")}
+    unknown = [tuple(word if word in data.vocabulary else "<unk>" for word in text) for text, _ in plain["val"]]
+    assert [text for text, _ in model.validated[-6:]] == unknown
+    predicted = [pair for batch in trainer.predict(model, data) for pair in batch]
+    assert [label for _, label in predicted] == [label for _, label in plain["test"]]
+
+
+def test_a_list_of_operations_is_an_augmentation_with_the_seed_of_the_data():
+    options = {"batch_size": 30, "split": {"train": range(24), "val": range(24, 30)}, "seed": 7}
+    listed = TextDataModule(FILMS, [0, 1, 2] * 10, augment=AUGMENT.ops, **options)
+    spelt = TextDataModule(FILMS, [0, 1, 2] * 10, augment=TextAugment(AUGMENT.ops, seed=7), **options)
+    for one, two in zip(listed.train_dataloader(), spelt.train_dataloader(), strict=True):
+        assert torch.equal(one[0], two[0])
+
+
+def test_a_full_vocabulary_takes_no_more_words():
+    plain = TextDataModule(FILMS, [0, 1, 2] * 10, vocabulary_size=12)
+    plain.setup()
+    full = TextDataModule(FILMS, [0, 1, 2] * 10, vocabulary_size=12, augment=AUGMENT)
+    full.setup()
+    assert full.vocabulary == plain.vocabulary
+    roomy = TextDataModule(FILMS, [0, 1, 2] * 10, vocabulary_size=40, augment=AUGMENT)
+    roomy.setup()
+    assert len(roomy.vocabulary) <= 40
+    rare = TextDataModule(FILMS, [0, 1, 2] * 10, min_count=2, augment=AUGMENT)
+    rare.setup()
+    assert not any(word.isdigit() for word in rare.vocabulary), "what is too rare stays unknown"
+    assert "movie" in rare.vocabulary
+
+
+def test_dropped_words_are_unknown_in_training_only():
+    data = TextDataModule(FILMS, [0, 1, 2] * 10, word_dropout=0.3, batch_size=6)
+    loader = data.train_dataloader()
+    first, second = (torch.cat([codes for codes, _ in loader]) for _ in range(2))
+    for codes in (first, second):
+        share = (codes == 1).float().mean()
+        assert abs(share - 0.3) < 4 * (0.3 * 0.7 / codes.numel()) ** 0.5
+    assert (torch.cat([codes for codes, _ in data.val_dataloader()]) == 1).sum(1).tolist() == [1] * 6  # its number
+    key = WordDropout(0.3, replace_with=1, seed=0)
+    rows = data.parts["train"].rows
+    whole, _ = data.parts["train"].source.read(rows, 0)
+    expected = key(whole, index=torch.tensor(rows), epoch=0)
+    assert sorted(first.tolist()) == sorted(expected.tolist())
+
+
 def test_a_fold_learns_its_own_vocabulary():
     data = TextDataModule(TEXTS, LABELS)
     data.setup()
@@ -161,7 +254,9 @@ def test_missing_files_get_a_sentence(tmp_path):
         (["a", "b"], [0, 1], {"tokenize": "wordz"}, "Did you mean 'words'"),
         (["a", "b"], [0, 1], {"max_length": 0}, "max_length"),
         (["a", "b"], [0, 1], {"vocabulary_size": 2}, "vocabulary_size"),
-        (["a", "b"], [0, 1], {"augment": "eda"}, "augment must be a function"),
+        (["a", "b"], [0, 1], {"word_dropout": 1.0}, r"word_dropout must be in \[0, 1\), but got 1.0"),
+        (["a", "b"], [0, 1], {"augment": ["eda"]}, "operations such as SynonymReplacement"),
+        (["a", "b"], [0, 1], {"augment": "eda"}, "augment must be a TextAugment, a list"),
         (["a", "b"] * 5, [0, 1] * 5, {"min_count": 9}, "have none 9 times. Lower min_count"),
         ([("a", 0), "bc"], None, {}, "text 0 is"),
     ],

@@ -88,7 +88,7 @@ class Recurrent(nn.Module):
 class Attention(nn.Module):
     """Embedding, positions, transformer blocks with the norm first, mean over time, head."""
 
-    def __init__(self, tokens: int, length: int, outputs: int, *, width: int = 16, blocks: int = 2) -> None:
+    def __init__(self, tokens: int, length: int, outputs: int, *, width: int = 16, blocks: int = 1) -> None:
         super().__init__()
         layer = nn.TransformerEncoderLayer(width, 2, 2 * width, dropout=0.1, batch_first=True, norm_first=True)
         self.embed, self.place = nn.Embedding(tokens, width), nn.Parameter(torch.randn(length, width) * 0.02)

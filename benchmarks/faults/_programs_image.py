@@ -18,7 +18,7 @@ from lightning_tricks import MLP, Classifier, ConvNet
 def digits_mlp() -> Case:
     train, val = p.digits(800, flat=True)
     model = Classifier(MLP(64, 10, hidden_features=(48, 48), dropout=0.2), num_classes=10, lr=2e-3)
-    return Case(model, train, val, datamodule=True, loader={"shuffle": True, "drop_last": True})
+    return Case(model, train, val, epochs=12, datamodule=True, loader={"shuffle": True, "drop_last": True})
 
 
 @program("digits, plain ConvNet, SGD with momentum", half="thresholds")
@@ -28,7 +28,7 @@ def digits_conv() -> Case:
         nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(),
         nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10),
     )  # fmt: skip
-    return Case(Learner(net, F.cross_entropy, p.sgd(lr=0.05, momentum=0.9)), train, val, epochs=20)
+    return Case(Learner(net, F.cross_entropy, p.sgd(lr=0.05, momentum=0.9)), train, val, epochs=15)
 
 
 @program("digits, converged and trained on", half="thresholds")
@@ -36,7 +36,7 @@ def converged() -> Case:
     train, val = p.digits(500, flat=True)
     net = p.mlp(64, 64, 10)
     _train(net, *train, steps=400)
-    return Case(Learner(net, F.cross_entropy, p.adam(lr=1e-4)), train, val)
+    return Case(Learner(net, F.cross_entropy, p.adam(lr=1e-4)), train, val, epochs=16)
 
 
 @program("autoencoder of digits, sigmoid output", half="thresholds")
@@ -47,7 +47,7 @@ def autoencoder() -> Case:
         return F.mse_loss(output, target)
 
     net = nn.Sequential(p.mlp(64, 48, 16), p.mlp(16, 48, 64), nn.Sigmoid())
-    return Case(Learner(net, loss, p.adam(lr=3e-3)), (x, x.clone()), (x_val, x_val.clone()), "regression", epochs=20)
+    return Case(Learner(net, loss, p.adam(lr=3e-3)), (x, x.clone()), (x_val, x_val.clone()), "regression", epochs=15)
 
 
 @program("digits, residual ConvNet with BatchNorm, one-cycle schedule")

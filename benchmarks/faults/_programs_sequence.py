@@ -20,13 +20,13 @@ def halves(x: torch.Tensor, y: torch.Tensor) -> list[p.Pair]:
 @program("which token is most frequent, transformer, AdamW with warm-up from 0", half="thresholds")
 def transformer() -> Case:
     y = torch.randint(4, (500,))
-    x = torch.where(torch.rand(500, 12) < 0.35, y[:, None], torch.randint(4, 12, (500, 12)))
+    x = torch.where(torch.rand(500, 8) < 0.4, y[:, None], torch.randint(4, 12, (500, 8)))
 
     def warm_up(optimizer):
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 30))
 
     optimizer = p.with_schedule(p.adamw(lr=3e-3), warm_up)
-    return Case(Learner(p.Attention(12, 12, 4), F.cross_entropy, optimizer), *halves(x, y), epochs=20)
+    return Case(Learner(p.Attention(12, 8, 4), F.cross_entropy, optimizer), *halves(x, y), epochs=18)
 
 
 @program("next value of a sine, LSTM, clipped gradients, regression", half="thresholds")
@@ -35,7 +35,7 @@ def lstm() -> Case:
     wave = (phase + speed * torch.arange(13)).sin() + 0.1 * torch.randn(500, 13)
     model = Learner(p.Recurrent(nn.LSTM, 1, 24, 1), p.squared, p.adam(lr=5e-3))
     pair = halves(wave[:, :12, None], wave[:, 12])
-    return Case(model, *pair, "regression", epochs=20, trainer={"gradient_clip_val": 1.0})
+    return Case(model, *pair, "regression", epochs=16, trainer={"gradient_clip_val": 1.0})
 
 
 @program("is there a rise, GRU, SGD with momentum, binary")

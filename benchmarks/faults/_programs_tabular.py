@@ -26,7 +26,7 @@ def wine() -> Case:
 def cancer() -> Case:
     train, val = p.table("breast_cancer")
     model = Learner(p.mlp(30, 32, 16, 1), p.logistic, p.sgd(lr=0.02, momentum=0.9))
-    return Case(model, train, val, "binary", epochs=20)
+    return Case(model, train, val, "binary", epochs=16)
 
 
 @program("Friedman 1, residual MLP with LayerNorm, AdamW, regression", half="thresholds")
@@ -37,7 +37,7 @@ def friedman() -> Case:
         p.Residual(nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32))) for _ in range(3)
     ]
     net = nn.Sequential(nn.Linear(10, 32), *blocks, nn.LayerNorm(32), nn.Linear(32, 1))
-    return Case(Learner(net, p.squared, p.adamw(lr=3e-3, weight_decay=1e-4)), train, val, "regression", epochs=20)
+    return Case(Learner(net, p.squared, p.adamw(lr=3e-3, weight_decay=1e-4)), train, val, "regression", epochs=13)
 
 
 @program("rare classes, weighted loss, BatchNorm", half="thresholds")
@@ -53,7 +53,7 @@ def rare() -> Case:
         return F.cross_entropy(output, target, weight=weight)
 
     net = p.mlp(12, 32, 32, 3, norm=nn.BatchNorm1d)
-    return Case(Learner(net, loss, p.adam(lr=3e-3)), train, val, loader={"shuffle": True, "drop_last": True})
+    return Case(Learner(net, loss, p.adam(lr=3e-3)), train, val, epochs=13, loader={"shuffle": True, "drop_last": True})
 
 
 @program("log-softmax and nll_loss, dropout, RMSprop", half="thresholds")
@@ -61,7 +61,7 @@ def nll() -> Case:
     x, y = datasets.make_classification(800, 20, n_informative=8, n_classes=4, class_sep=1.5, random_state=any_number())
     train, val = p.split(x, y, stratify=True)
     net = nn.Sequential(*p.mlp(20, 64, 64, 4, dropout=0.3), nn.LogSoftmax(dim=1))
-    return Case(Learner(net, F.nll_loss, p.make(torch.optim.RMSprop, lr=1e-3)), train, val, datamodule=True)
+    return Case(Learner(net, F.nll_loss, p.make(torch.optim.RMSprop, lr=1e-3)), train, val, epochs=13, datamodule=True)
 
 
 @program("two moons, deep tanh net, SGD")
@@ -73,7 +73,7 @@ def moons() -> Case:
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
     model = Learner(net, F.cross_entropy, p.sgd(lr=0.1, momentum=0.9, nesterov=True))
-    return Case(model, train, val, epochs=25)
+    return Case(model, train, val, epochs=17)
 
 
 @program("diabetes, our Regressor")
@@ -93,7 +93,7 @@ def likelihood() -> Case:
         return (0.5 * log_variance + 0.5 * (target - mean) ** 2 / log_variance.exp()).mean()
 
     model = Learner(p.mlp(4, 48, 48, 2, act=nn.SiLU), loss, p.adam(lr=3e-3))
-    return Case(model, (x[:500], y[:500]), (x[500:], y[500:]), "other", trainer={"gradient_clip_val": 5.0})
+    return Case(model, (x[:500], y[:500]), (x[500:], y[500:]), "other", epochs=14, trainer={"gradient_clip_val": 5.0})
 
 
 @program("counts, Poisson loss")
@@ -105,7 +105,7 @@ def counts() -> Case:
         return F.poisson_nll_loss(output.squeeze(-1), target)
 
     model = Learner(p.mlp(6, 32, 32, 1), loss, p.adam(lr=3e-3))
-    return Case(model, (x[:500], y[:500]), (x[500:], y[500:]), "other", epochs=20)
+    return Case(model, (x[:500], y[:500]), (x[500:], y[500:]), "other", epochs=14)
 
 
 @program("samples as dicts, label smoothing, cosine schedule")
@@ -117,11 +117,11 @@ def dicts() -> Case:
         return F.cross_entropy(output, target, label_smoothing=0.1)
 
     def cosine(optimizer):
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 13)
 
     optimizer = p.with_schedule(p.adam(lr=5e-3), cosine, "epoch")
     model = Learner(p.mlp(16, 48, 48, 5, act=nn.GELU, norm=nn.LayerNorm), loss, optimizer)
-    return Case(model, train, val, dataset=DictDataset)
+    return Case(model, train, val, epochs=13, dataset=DictDataset)
 
 
 @program("multilabel, our Classifier")
@@ -129,7 +129,7 @@ def multilabel() -> Case:
     x = torch.randn(700, 12)
     y = (x @ torch.randn(12, 4) + 0.5 * torch.randn(700, 4) > 0.5).float()
     model = Classifier(MLP(12, 4, hidden_features=(32,)), num_classes=4, task="multilabel", lr=3e-3)
-    return Case(model, (x[:500], y[:500]), (x[500:], y[500:]), "binary", datamodule=True)
+    return Case(model, (x[:500], y[:500]), (x[500:], y[500:]), "binary", epochs=14, datamodule=True)
 
 
 @program("a stream of samples", half="thresholds")
@@ -137,4 +137,4 @@ def stream() -> Case:
     x, y = datasets.make_classification(700, 10, n_informative=6, n_classes=3, class_sep=1.5, random_state=any_number())
     train, val = p.split(x, y, stratify=True)
     model = Learner(p.mlp(10, 32, 3), F.cross_entropy, p.adam(lr=5e-3))
-    return Case(model, train, val, dataset=Stream, loader={})
+    return Case(model, train, val, epochs=14, dataset=Stream, loader={})

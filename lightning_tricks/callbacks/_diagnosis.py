@@ -187,6 +187,7 @@ class Diagnosis(OnlyLooks, Callback):
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Detach hooks, and take the loss."""
+        self._losses.hush()
         if not pl_module.automatic_optimization:
             self._losses.see_backward(loss)
         if self._sees_activations:
@@ -203,9 +204,9 @@ class Diagnosis(OnlyLooks, Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Take the loss, and every few steps look at everything."""
-        spy = self._losses.hush()
+        self._losses.hush()
         if self._has_curve:
-            self._losses.end_batch(trainer, pl_module, outputs, spy)
+            self._losses.end_batch(trainer, pl_module, outputs)
         if self._sees_norms:
             self._norms.on_train_batch_end(trainer, pl_module)
         if self._sees_activations:
@@ -295,6 +296,7 @@ class Diagnosis(OnlyLooks, Callback):
             curve=self._curve if self._has_curve else None,
             planned=self._planned,
             guess=self._losses.guess.value(),
+            is_negated=self._losses.guess.is_negated,
             lr=None if trainer is None else max_lr(trainer),
             norms=norms,
             activity=self._activations.batches() if self._sees_activations else (),

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_tricks.callbacks._norm_measure import squared_norms
 from lightning_tricks.diagnosis._guess import GuessLoss
-from lightning_tricks.diagnosis._losses import LossSpy
+from lightning_tricks.diagnosis._losses import LossCall, LossSpy
 
 
 class StepLosses:
@@ -22,32 +22,34 @@ class StepLosses:
         self._batches: list[Tensor] = []
         self._backward: list[Tensor] = []
         self._spy: LossSpy | None = None
+        self._heard: list[LossCall] | None = None
 
     def listen(self) -> None:
         """Note the losses that the step which begins now calls."""
         self._spy = LossSpy()
-        self._spy.__enter__()
+        self._spy.__enter__()  # type: ignore[no-untyped-call]
 
-    def hush(self) -> LossSpy | None:
-        """End listening; return what was heard."""
+    def hush(self) -> None:
+        """End listening: only the forward pass shall run in the spy's mode."""
         spy, self._spy = self._spy, None
         if spy is not None:
-            spy.__exit__(None, None, None)
-        return spy
+            spy.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self._heard = spy.calls
 
     def see_backward(self, loss: Tensor) -> None:
         """Take the loss of a backward pass, for steps that return none."""
         self._backward.append(loss.detach())
 
-    def end_batch(self, trainer: Trainer, module: LightningModule, outputs: Any, spy: LossSpy | None) -> None:
+    def end_batch(self, trainer: Trainer, module: LightningModule, outputs: Any) -> None:
         """Take the loss of a batch."""
         loss = self._loss_of(trainer, module, outputs)
+        heard, self._heard = self._heard, None
         self._backward = []
         if loss is None:
             return
         self._batches.append(loss)
-        if spy is not None:
-            self.guess.add(spy.calls, loss)
+        if heard is not None:
+            self.guess.add(heard, loss)
 
     def end_step(self) -> None:
         """Close an optimizer step."""

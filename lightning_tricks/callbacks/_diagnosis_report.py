@@ -4,6 +4,7 @@ import os
 import platform
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +109,8 @@ def _pictures(report: Report, curves: Curves, norms: NormMonitor, activations: A
     marks = [(f.step, f.rule) for f in report.findings if f.step is not None and f.severity != "info"]
     blocks: list[tuple[str, Callable[[], Any], str]] = []
     if curve.steps:
-        steps, losses = curve.points()
-
-        def draw():
-            return plots.training_curve(steps, losses, validation=validation, name=monitor, guess=guess, marks=marks)
-
+        marked = {"validation": validation, "name": monitor, "guess": guess, "marks": marks}
+        draw = partial(plots.training_curve, *curve.points(), **marked)
         blocks.append(("Loss", draw, "Training loss of the first steps and of windows of steps after them."))
     if len(norms._history):
         heat = "Layers in forward order from top to bottom; columns are measured steps."

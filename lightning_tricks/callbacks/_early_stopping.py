@@ -422,10 +422,11 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
 
     def _summary(self) -> dict[str, str | int | float]:
         """Return what the run came to, for tables of many runs."""
-        best = self._keeper.best
-        known = {"stopped_by": self.stopping_reason.name.lower(), "why": self.stopping_reason_message or ""}
-        found = {} if best is None else {f"best_{self.monitor}": best.score, "best_epoch": best.epoch}
-        return {f"early_stopping/{name}": value for name, value in {**found, **known}.items()}
+        said: dict[str, str | int | float] = {"stopped_by": self.stopping_reason.name.lower()}
+        said["why"] = self.stopping_reason_message or ""
+        if self._keeper.best is not None:
+            said |= {f"best_{self.monitor}": self._keeper.best.score, "best_epoch": self._keeper.best.epoch}
+        return {f"early_stopping/{name}": value for name, value in said.items()}
 
     def _put_back(self, trainer: Trainer, module: LightningModule, *, after_exception: bool) -> bool:
         if not after_exception:

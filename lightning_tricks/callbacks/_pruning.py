@@ -30,14 +30,15 @@ class PruningCallback(Callback):
     """Report a metric to a trial after each validation, and stop the run when the trial's pruner says so.
 
     Rank zero alone talks to the trial, and all ranks stop together, so any Optuna storage and any strategy will do.
-    The sanity check is not reported, several validations in one epoch are steps of their own, and a metric that was not
-    logged is an error that names those that exist. Training ends in the ordinary way (loggers and checkpoints are
-    finished); :meth:`raise_if_pruned` then tells Optuna.
+    The sanity check is not reported, several validations in one epoch are steps of their own. Without a validation loop
+    each training epoch takes a validation's place. A metric that was not logged, and a run that ends before its first
+    validation, are errors that name the metrics that exist. Training ends in the ordinary way (loggers and checkpoints
+    are finished); :meth:`raise_if_pruned` then tells Optuna.
 
     Args:
         trial: anything with ``report(value, step)`` and ``should_prune()``, such as an ``optuna.Trial``; on ranks other
             than zero it is not touched.
-        monitor: name of the metric, logged in validation.
+        monitor: name of the metric, logged in validation, or in training if there is no validation loop.
         mode: ``"min"``, ``"max"``, or ``"auto"`` to tell by the metric's name.
 
     Attributes:
@@ -48,7 +49,8 @@ class PruningCallback(Callback):
 
     Raises:
         UserInputError: for a trial that cannot be reported to.
-        MissingMetricError: at the first validation without the metric, with the names that do exist.
+        MissingMetricError: at the first validation without the metric, or at the end of a run without any validation;
+            with the names that do exist.
 
     Example:
         >>> import lightning.pytorch as pl, lightning_tricks as lt
@@ -99,8 +101,24 @@ class PruningCallback(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report, ask, and stop on all ranks together."""
-        if trainer.sanity_checking or trainer.state.fn != "fit":
-            return
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._check(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Where there is no validation loop, do the same after each epoch of training."""
+        if not trainer.enable_validation:
+            self._check(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a run that validated nothing: its trial would have no value."""
+        if self.validations == 0:
+            known = ", ".join(sorted(map(str, trainer.callback_metrics))) or "none"
+            raise MissingMetricError(
+                f"PruningCallback monitors {self.monitor!r}, but training ended before any validation. Logged in "
+                f"training: {known}. Train longer, or validate earlier (check_val_every_n_epoch, val_check_interval)."
+            )
+
+    def _check(self, trainer: Trainer) -> None:
         value, missing, prune = float("nan"), None, False
         if trainer.is_global_zero:
             try:

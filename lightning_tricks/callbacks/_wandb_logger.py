@@ -4,9 +4,9 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lightning.fabric.loggers.logger import _DummyExperiment, rank_zero_experiment
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.loggers.logger import DummyExperiment, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_tricks._base import warn_once
@@ -45,7 +45,7 @@ class TolerantWandbLogger(WandbLogger):
             except Exception as error:
                 self.gave_up = True
                 warn_once(f"Weights & Biases could not begin a run: {_short(error)}. Training goes on without it.")
-        return DummyExperiment()
+        return _DummyExperiment()
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -74,7 +74,7 @@ class TolerantWandbLogger(WandbLogger):
         except Exception as error:
             warn_once(
                 f"Weights & Biases could not write: {_short(error)}. Training goes on; this is not said again.",
-                key="wandb cannot write",
+                key=f"logger failed: {type(self).__name__}",  # as where pictures and tables are written
             )
 
 

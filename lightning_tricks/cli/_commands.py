@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_tricks.callbacks import PredictionWriter
-from lightning_tricks.cli._completion import print_completion
+from lightning_tricks.cli._completion import completion_script
 from lightning_tricks.cli._lightning import TricksCLI, add_trainer_options, fresh_path, run_folder
 from lightning_tricks.cli._main import TRAINER_COMMANDS
 from lightning_tricks.cli._table import print_report
@@ -44,7 +44,7 @@ def run_command(name: str, arguments: list[str]) -> int:
     """Run a command of LightningCLI's family and return the exit code."""
     with _modules_of_this_folder(), _no_advertising():
         if name == "completion":
-            return print_completion(arguments, {name: _parsed(name, None).parser for name in COMMANDS})
+            return _completion(arguments)
         return COMMANDS[name].run(_parsed(name, arguments))
 
 
@@ -58,6 +58,18 @@ def _parsed(name: str, arguments: list[str] | None) -> TricksCLI:
         make=command.make,
         trains=command.trains,
     )
+
+
+def _completion(arguments: list[str]) -> int:
+    if len(arguments) != 1 or arguments[0] not in ("bash", "zsh"):
+        raise UsageError("completion needs the name of a shell: bash or zsh.")
+    options = {name: _option_names(_parsed(name, None).parser) for name in COMMANDS}
+    print(completion_script(arguments[0], {**options, "demo": [], "completion": ["bash", "zsh"]}), end="")
+    return 0
+
+
+def _option_names(parser: LightningArgumentParser) -> list[str]:
+    return [f"--{name}" for name in ["help", "config", "print_config", *parser.get_defaults().keys()]]
 
 
 @contextmanager
@@ -136,8 +148,8 @@ def _predict_options(parser: LightningArgumentParser) -> None:
 def _predict(cli: TricksCLI) -> int:
     _need_data(cli, "predict_dataloader")
     _say_if_untrained(cli)
-    out = cli.options("columns", "overwrite")
-    cli.trainer.callbacks.append(PredictionWriter(cli.config.out, **out))
+    writer = PredictionWriter(cli.config.out, **cli.options("columns", "overwrite"))
+    cli.trainer.callbacks.append(writer)  # type: ignore[attr-defined]  # the trainer sets it in another class
     predictor = MCDropoutPredictor(cli.model, cli.config.samples, **cli.config.dropout)
     cli.trainer.predict(
         predictor, datamodule=cli.datamodule, return_predictions=False, **cli.options("ckpt_path", "weights_only")

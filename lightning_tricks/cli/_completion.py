@@ -1,32 +1,33 @@
-"""What shells and editors need to complete options."""
+"""A script that completes commands and options in bash and zsh."""
 
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from jsonargparse import ArgumentParser
+_SCRIPT = """\
+_lightning_tricks() {{
+  local words=""
+  case "${{COMP_WORDS[1]}}" in
+{cases}
+  esac
+  if [ "$COMP_CWORD" -eq 1 ]; then words="{commands}"; fi
+  COMPREPLY=($(compgen -W "$words" -- "${{COMP_WORDS[COMP_CWORD]}}"))
+}}
+complete -o default -F _lightning_tricks lightning-tricks
+"""
+# zsh reads bash's completions once it is told to.
+_ZSH = "autoload -U +X compinit bashcompinit && compinit && bashcompinit\n"
 
-from lightning_tricks._base import check_choice, require_extra
-from lightning_tricks.cli._usage import UsageError
 
-_SHELLS = ("bash", "tcsh", "zsh")
-
-
-def print_completion(arguments: list[str], parsers: dict[str, Any]) -> int:
-    """Print the completion script of a shell, or the JSON schema of ``fit``'s YAML files for an editor.
+def completion_script(shell: str, options: Mapping[str, Sequence[str]]) -> str:
+    """Return a script to be read by the shell; jsonargparse's own never ends on types like ``nn.Module``.
 
     Args:
-        arguments: the shell, or ``"jsonschema"``.
-        parsers: by command.
+        shell: ``"bash"`` or ``"zsh"``.
+        options: by command.
+
+    Example:
+        >>> "fit) words='--model --data' ;;" in completion_script("bash", {"fit": ["--model", "--data"]})
+        True
     """
-    if len(arguments) != 1:
-        raise UsageError(f"completion needs one of {', '.join(_SHELLS)} or jsonschema, but got {arguments}.")
-    kind = check_choice("the shell", arguments[0], (*_SHELLS, "jsonschema"))
-    if kind == "jsonschema":
-        print(parsers["fit"].get_completion_script("jsonschema"))
-        return 0
-    require_extra("shtab", "cli", f"completion for {kind}")
-    root = ArgumentParser(prog="lightning-tricks")
-    commands = root.add_subcommands()
-    for name, parser in parsers.items():
-        commands.add_subcommand(name, parser)
-    print(root.get_completion_script(f"shtab-{kind}"))
-    return 0
+    cases = "\n".join(f"    {command}) words='{' '.join(names)}' ;;" for command, names in options.items())
+    script = _SCRIPT.format(cases=cases, commands=" ".join(options))
+    return _ZSH + script if shell == "zsh" else script

@@ -41,7 +41,8 @@ class TricksCLI(LightningCLI):
         trains: bool = False,
     ) -> None:
         self._add_options = add_options
-        self._make = make and arguments is not None
+        self._parse_only = arguments is None
+        self._make = make and not self._parse_only
         self._trains = trains
         try:
             super().__init__(
@@ -74,6 +75,10 @@ class TricksCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse a list of arguments, whatever those of the process are."""
         self.config = parser.get_defaults() if args is None else parser.parse_args(args)
+
+    def _set_seed(self) -> None:
+        if not self._parse_only:
+            super()._set_seed()
 
     def instantiate_classes(self) -> None:
         """Make model, data and trainer, if they are wanted."""

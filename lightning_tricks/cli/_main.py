@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, what in TRAINER_COMMANDS.items():
         commands.add_parser(name, help=what)
     _add_demo(commands)
-    commands.add_parser("completion", help="print what a shell or an editor needs to complete options")
+    commands.add_parser("completion", help="print a script that completes commands and options in bash or zsh")
     return parser
 
 

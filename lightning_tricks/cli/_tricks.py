@@ -1,7 +1,7 @@
 """What ``--tricks`` means."""
 
 from argparse import ArgumentError
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
@@ -11,7 +11,6 @@ from lightning_tricks._base import check_choice
 from lightning_tricks.callbacks import recipe
 from lightning_tricks.cli._usage import UsageError, as_sentence, make
 
-T = TypeVar("T")
 Tricks = str | list[str | dict[str, Any]]
 
 
@@ -51,7 +50,7 @@ def _one(trick: str | dict[str, Any], course: list[Callback]) -> Callback:
     as_in_course = [callback for callback in course if f"lightning_tricks.{type(callback).__name__}" == path]
     if as_in_course and set(entry) == {"class_path"}:
         return as_in_course[0]
-    return made(Callback, {**entry, "class_path": path})
+    return cast(Callback, made(Callback, {**entry, "class_path": path}))
 
 
 def is_trick(thing: object) -> bool:
@@ -59,7 +58,7 @@ def is_trick(thing: object) -> bool:
     return isinstance(thing, type) and issubclass(thing, Callback)
 
 
-def made(base: type[T], entry: dict[str, Any]) -> T:
+def made(base: type, entry: dict[str, Any]) -> Any:
     """Make an object from its class path and arguments.
 
     Args:
@@ -75,4 +74,4 @@ def made(base: type[T], entry: dict[str, Any]) -> T:
         config = parser.parse_object({"made": entry})
     except ArgumentError as error:
         raise UsageError(as_sentence(str(error)).removeprefix("made: ")) from error
-    return cast(T, make(parser, config).made)
+    return make(parser, config).made

@@ -1,17 +1,17 @@
 """A search out of a file of settings."""
 
+import json
 from argparse import ArgumentError
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 
 from lightning_tricks._base import UserInputError
 from lightning_tricks.cli._lightning import TricksCLI, add_trainer_options
@@ -19,8 +19,8 @@ from lightning_tricks.cli._tricks import Tricks, made, make_tricks
 from lightning_tricks.cli._usage import NO_DATA, UsageError, as_sentence, make
 
 _BASES: dict[str, type] = {"model": LightningModule, "data": LightningDataModule}
-# What search() gets from options that all commands share, and what only Python can give.
-_SHARED = {"make_model", "data", "space", "monitor", "mode", "trainer", "callbacks", "logger", "seed"}
+# What search() gets from options that all commands share, or has no default for; and what only Python can give.
+_SHARED = {"make_model", "data", "space", "trials", "monitor", "mode", "trainer", "callbacks", "logger", "seed"}
 _PYTHON_ONLY = {"progress", "start_method"}
 
 
@@ -30,44 +30,86 @@ def add_tune_options(parser: LightningArgumentParser) -> None:
 
     parser.add_argument(
         "--space",
-        type=str | dict[str, Any],
-        required=True,
+        type=str | dict[str, Any] | None,
+        default=None,
         help="what to search: options such as model.lr or data.batch_size, each a list of choices or a mapping with "
         "low, high and perhaps log, step, window; or the path of a YAML file with such a mapping",
     )
-    parser.add_function_arguments(search, skip=_SHARED | _PYTHON_ONLY)
+    parser.add_argument("--trials", type=int | None, default=None, help="budget, at least 1")
+    parser.add_argument(
+        "--join",
+        type=str | None,
+        default=None,
+        help="take part in a search that runs elsewhere: its folder, or the URL of its storage; space, budget, method "
+        "and seed are read from there",
+    )
+    parser.add_function_arguments(search, skip={*_SHARED, *_PYTHON_ONLY})
     add_trainer_options(parser, "fit")
 
 
 def tune(cli: TricksCLI) -> int:
     """Search, and print what was found."""
-    from lightning_tricks.tune import search
-    from lightning_tricks.tune._space import check_space, space_of
-
-    settings = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
+    settings = json.loads(cli.parser.dump(cli.config, skip_none=False, format="json"))
     if settings.get("data") is None:
         raise UsageError(NO_DATA)
-    space = settings["space"]
-    space = check_space(space_of(space, "--space") if isinstance(space, dict) else space)
     parts = {name: PartOf(name, settings[name]) for name in _BASES}
-    _check_names(cast(Mapping[str, Any], space), parts)
-    trainer = settings["trainer"]
-    recipe = {name: settings[name] for name in ("monitor", "mode", "patience")}
-    result = search(
-        cast(Any, parts["model"]),
-        cast(Any, parts["data"]),
-        space,
-        trainer=_trainer_options({k: v for k, v in trainer.items() if k not in ("callbacks", "logger")}),
-        callbacks=CallbacksOf(_entries(trainer.get("callbacks")), settings["tricks"], recipe),
-        logger=LoggerOf(_entries(trainer["logger"])) if _entries(trainer.get("logger")) else None,
-        monitor=settings["monitor"],
-        mode=settings["mode"],
-        seed=int(settings["seed_everything"]),
-        **cli.options(*set(signature(search).parameters) - _SHARED - _PYTHON_ONLY),
-    )
+    result = _join(cli, settings, parts) if cli.config.join else _search(cli, settings, parts)
     print(result.explain())
     print(result)
     return 0
+
+
+def _search(cli: TricksCLI, settings: Mapping[str, Any], parts: "Mapping[str, PartOf]") -> Any:
+    from lightning_tricks.tune import search
+    from lightning_tricks.tune._space import check_space, space_of
+
+    space = settings["space"]
+    if space is None or settings["trials"] is None:
+        raise UsageError("tune needs --space and --trials, or --join to take part in a search that runs.")
+    space = check_space(space_of(space, "--space") if isinstance(space, dict) else space)
+    _check_names(cast(Mapping[str, Any], space), parts)
+    return call(
+        search,
+        parts["model"],
+        parts["data"],
+        space,
+        trials=settings["trials"],
+        trainer=_trainer_options(settings["trainer"]),
+        monitor=settings["monitor"],
+        mode=settings["mode"],
+        seed=int(settings["seed_everything"]),
+        **_callbacks_and_logger(settings),
+        **cli.options(*set(signature(search).parameters) - _SHARED - _PYTHON_ONLY),
+    )
+
+
+def _join(cli: TricksCLI, settings: Mapping[str, Any], parts: "Mapping[str, PartOf]") -> Any:
+    from lightning_tricks.tune import join
+
+    # A folder is seen by all who take part; for the address of a storage each has a folder of its own.
+    own = {"folder": cli.config.folder} if "://" in cli.config.join else {}
+    options = {**cli.options("study", "workers"), **own, **_callbacks_and_logger(settings)}
+    return call(join, cli.config.join, parts["model"], parts["data"], **options)
+
+
+def call(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Call a function of the library."""
+    return function(*args, **options)
+
+
+def _callbacks_and_logger(settings: Mapping[str, Any]) -> dict[str, Any]:
+    recipe = {name: settings[name] for name in ("monitor", "mode", "patience")}
+    entries = _entries(settings["trainer"].get("callbacks"))
+    callbacks = CallbacksOf(entries, settings["tricks"], recipe)
+    return {"callbacks": callbacks, "logger": _logger(_entries(settings["trainer"].get("logger")))}
+
+
+def _logger(entries: "list[dict[str, Any]]") -> "LoggerOf | dict[str, Any] | None":
+    """Return how the search makes its loggers; it makes those of W&B itself, one run per trial in one group."""
+    if len(entries) == 1 and entries[0]["class_path"].rpartition(".")[2] in ("WandbLogger", "TolerantWandbLogger"):
+        given = {**entries[0].get("init_args", {}), **entries[0].get("dict_kwargs", {})}
+        return {name: value for name, value in given.items() if value is not None and name != "save_dir"}
+    return LoggerOf(entries) if entries else None
 
 
 @dataclass(frozen=True)
@@ -150,7 +192,7 @@ class CallbacksOf:
 
 @dataclass(frozen=True)
 class LoggerOf:
-    """Makes a training's loggers: in its folder, and in W&B as one run of the search's group.
+    """Makes a training's loggers in its folder; travels to other processes.
 
     Args:
         entries: those of ``trainer.logger``, with class paths.
@@ -163,13 +205,10 @@ class LoggerOf:
         loggers = [self._one(entry, folder) for entry in self.entries]
         return cast(Logger, loggers if len(loggers) > 1 else loggers[0])
 
-    def _one(self, entry: dict[str, Any], folder: Path) -> Logger:
+    @staticmethod
+    def _one(entry: dict[str, Any], folder: Path) -> Logger:
         arguments = {**entry.get("init_args", {}), "save_dir": str(folder)}
-        logger = made(Logger, {**entry, "init_args": arguments})
-        if isinstance(logger, WandbLogger):
-            named = {"name": folder.name, "group": folder.parent.name, **entry.get("dict_kwargs", {})}
-            logger._wandb_init.update(named)
-        return logger
+        return cast(Logger, made(Logger, {**entry, "init_args": arguments}))
 
 
 def _entries(value: Any) -> list[dict[str, Any]]:
@@ -179,7 +218,8 @@ def _entries(value: Any) -> list[dict[str, Any]]:
 
 def _trainer_options(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of ``Trainer`` that were set, strategies and the like as objects."""
+    plain = {name: value for name, value in settings.items() if name not in ("callbacks", "logger")}
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_lightning_class_args(Trainer, "trainer")
-    config = make(parser, parser.parse_object({"trainer": dict(settings)}))
+    config = make(parser, parser.parse_object({"trainer": plain}))
     return {name: value for name, value in config.trainer.items() if value is not None}

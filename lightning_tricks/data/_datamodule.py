@@ -2,9 +2,9 @@
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypedDict, TypeVar
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -19,12 +19,27 @@ from lightning_tricks.data._loading import BatchKeys, Part, Source, make_loader,
 
 Split = Sequence[float] | Mapping[str, Sequence[int]]
 SplitBy = Literal["auto", "class", "random", "group", "time"]
+
+
+class SplitOptions(TypedDict, total=False):
+    """What every DataModule takes, see :class:`SplitDataModule`."""
+
+    batch_size: int
+    split: Split
+    split_by: SplitBy
+    groups: Sequence[Any] | None
+    time: Sequence[Any] | None
+    num_workers: int
+    seed: int
+
+
 MANY = 20  # classes, above which only the smallest and largest count is said
 NAMES = ("train", "val", "test")
+Opened = TypeVar("Opened", bound=Sized)
 _ARGUMENT = {"time": "time=...", "group": "groups=..."}
 
 
-class SplitDataModule(LightningDataModule):
+class SplitDataModule(LightningDataModule, Generic[Opened]):
     """Base of the DataModules: one source of samples, split in train, val and test parts.
 
     A subclass says where samples come from (:meth:`_open`) and what it learns from the training part
@@ -62,19 +77,19 @@ class SplitDataModule(LightningDataModule):
         self.groups = groups
         self.time = time
         self.parts: dict[str, Part] = {}
-        self._source: Source | None = None
+        self._source: Opened | None = None
         self._restored: dict[str, Any] = {}
         self._says_sizes = True
 
     # What a subclass says.
 
     @abstractmethod
-    def _open(self) -> Source:
-        """Return the source of samples, checked."""
+    def _open(self) -> Opened:
+        """Return all samples as they come, checked."""
 
-    def _fit(self, source: Source, train: Sequence[int]) -> Source:
+    @abstractmethod
+    def _fit(self, opened: Opened, train: Sequence[int]) -> Source:
         """Learn what is learnt from the training rows (statistics, codes), and return the source of encoded samples."""
-        return source
 
     def _labels(self) -> Tensor | None:
         """Return the class of every row of the opened source, if there are classes."""

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from lightning_tricks.data._datamodule import SplitDataModule
-from lightning_tricks.data._loading import Source, TensorSource
+from lightning_tricks.data._loading import TensorSource
 
 
-class DigitsDataModule(SplitDataModule):
+class DigitsDataModule(SplitDataModule[TensorSource]):
     """1,797 handwritten digits of 1×8×8 pixels, split 60/20/20, stratified by class (UCI optdigits' test part).
 
     Pixels are scaled to [0, 1] and standardised with the mean and standard deviation of the training part.
@@ -44,8 +44,8 @@ class DigitsDataModule(SplitDataModule):
         self._targets = torch.from_numpy(labels).long()
         return TensorSource(torch.from_numpy(pixels).float().reshape(-1, 1, 8, 8) / 16, self._targets)
 
-    def _fit(self, source: Source, train: Sequence[int]) -> TensorSource:
-        x, y = source.read(range(len(source)), 0)
+    def _fit(self, opened: TensorSource, train: Sequence[int]) -> TensorSource:
+        x, y = opened.columns
         return TensorSource((x - x[train].mean()) / x[train].std(), y)
 
     def _labels(self) -> Tensor:

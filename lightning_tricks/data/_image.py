@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, Dataset
 from typing_extensions import Unpack
 
 from lightning_tricks._base import UserInputError, check_choice, check_range, log_figure
-from lightning_tricks.data._datamodule import Split, SplitBy, SplitDataModule
-from lightning_tricks.data._image_arrays import ArrayImages, Layout
+from lightning_tricks.data._datamodule import SplitDataModule, SplitOptions
+from lightning_tricks.data._image_arrays import ArrayImages, ImageSource, Layout
 from lightning_tricks.data._image_datasets import DatasetImages, torchvision_images
 from lightning_tricks.data._image_folder import FolderImages, OnError
 from lightning_tricks.data._image_prepare import (
@@ -23,7 +23,7 @@ from lightning_tricks.data._image_prepare import (
     check_normalize,
     per_channel,
 )
-from lightning_tricks.data._loading import Source, shuffled
+from lightning_tricks.data._loading import shuffled
 from lightning_tricks.data.augment import BatchAugment, Op, standard_ops
 
 if TYPE_CHECKING:
@@ -36,39 +36,16 @@ Augment = Literal["none", "standard"] | Sequence[Op] | BatchAugment
 MAX_DECODED = 4096  # pictures read from files for the statistics; their means differ from all pictures' by under 1 %
 
 
-class ImageSource(Protocol):
-    """Pictures and their classes."""
-
-    labels: Tensor
-    classes: list[str]
-
-    @property
-    def given(self) -> Mapping[str, Sequence[int]]:
-        """Rows by part, if the source prescribes them."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, rows: Sequence[int], epoch: int) -> tuple[Tensor, Tensor]:
-        """Return pictures ``(B, C, H, W)``, uint8 unless they come prepared, and classes ``(B,)``."""
-
-
-class ImageOptions(TypedDict, total=False):
+class ImageOptions(SplitOptions, total=False):
     """What every constructor of :class:`ImageDataModule` takes, see there."""
 
-    batch_size: int
-    split: Split
-    split_by: SplitBy
-    groups: Sequence[Any] | None
-    time: Sequence[Any] | None
-    num_workers: int
-    seed: int
     augment: Augment
     normalize: Literal["train", "none"] | Statistics
     where: Literal["auto", "device", "worker"]
     log_batch: bool
 
 
-class ImageDataModule(SplitDataModule):
+class ImageDataModule(SplitDataModule[ImageSource]):
     """Pictures with classes: split, standardised by the training part, uint8 until they are on the device.
 
     Made by :meth:`from_arrays`, :meth:`from_folder`, :meth:`from_datasets` or :meth:`from_torchvision`. Batches are
@@ -114,27 +91,13 @@ class ImageDataModule(SplitDataModule):
         self,
         source: ImageSource,
         *,
-        batch_size: int = 64,
-        split: Split = (0.6, 0.2, 0.2),
-        split_by: SplitBy = "auto",
-        groups: Sequence[Any] | None = None,
-        time: Sequence[Any] | None = None,
-        num_workers: int = 0,
-        seed: int = 0,
         augment: Augment = "none",
         normalize: Literal["train", "none"] | Statistics = "train",
         where: Literal["auto", "device", "worker"] = "auto",
         log_batch: bool = True,
+        **options: Unpack[SplitOptions],
     ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            split=split,
-            split_by=split_by,
-            groups=groups,
-            time=time,
-            num_workers=num_workers,
-            seed=seed,
-        )
+        super().__init__(**options)
         self._images = source
         self._normalize = check_normalize(normalize)
         self._where = check_choice("where", where, ("auto", "device", "worker"))
@@ -329,9 +292,9 @@ class ImageDataModule(SplitDataModule):
     def _given_parts(self) -> Mapping[str, Sequence[int]]:
         return self._images.given
 
-    def _fit(self, source: Source, train: Sequence[int]) -> Source:
+    def _fit(self, opened: ImageSource, train: Sequence[int]) -> ImageSource:
         self._prepares = {}
-        first, _ = source.read(train[:1], 0)
+        first, _ = opened.read(train[:1], 0)
         channels = first.shape[1]
         ready = first.dtype != torch.uint8
         self.augment = self._make_augment(tuple(first.shape[1:]), ready=ready)
@@ -340,10 +303,10 @@ class ImageDataModule(SplitDataModule):
         elif ready or self._normalize == "none":
             self.mean, self.std = torch.zeros(channels), torch.ones(channels)
         elif self._normalize == "train":
-            self.mean, self.std = channel_statistics(source, self._measured(train))
+            self.mean, self.std = channel_statistics(opened, self._measured(train))
         else:
             self.mean, self.std = per_channel(self._normalize, channels)
-        return source
+        return opened
 
     def _measured(self, train: Sequence[int]) -> Sequence[int]:
         """Return the rows to measure: all of them, or a sample if they have to be read from files."""

@@ -1,7 +1,7 @@
 """Pictures that are in memory, checked when they are given."""
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -10,6 +10,22 @@ from torch import Tensor
 from lightning_tricks._base import UserInputError, check_choice
 
 Layout = Literal["auto", "NCHW", "NHWC", "NHW"]
+
+
+class ImageSource(Protocol):
+    """Pictures and their classes."""
+
+    labels: Tensor
+    classes: list[str]
+
+    @property
+    def given(self) -> Mapping[str, Sequence[int]]:
+        """Rows by part, if the source prescribes them."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, rows: Sequence[int], epoch: int) -> tuple[Tensor, Tensor]:
+        """Return pictures ``(B, C, H, W)``, uint8 unless they come prepared, and classes ``(B,)``."""
 
 
 class ArrayImages:

@@ -9,9 +9,10 @@ import numpy.typing as npt
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import Unpack
 
 from lightning_tricks._base import UserInputError, check_choice
-from lightning_tricks.data._datamodule import Split, SplitBy, SplitDataModule
+from lightning_tricks.data._datamodule import SplitDataModule, SplitOptions
 from lightning_tricks.data._image_arrays import check_labels
 from lightning_tricks.data._loading import Source, TensorSource
 from lightning_tricks.data._table import Table, read_table
@@ -23,7 +24,7 @@ FEW = 20  # whole numbers with at most so many different values are taken for cl
 Scale = Literal["standard", "minmax", "none"]
 
 
-class TabularDataModule(SplitDataModule):
+class TabularDataModule(SplitDataModule[Table]):
     """Rows of numbers and categories; scales, categories and fill values are learnt from the training part only.
 
     Batches are tuples of ``float32 (B, D)`` features and the target: ``int64 (B,)`` classes, or ``float32 (B, T)``
@@ -74,11 +75,6 @@ class TabularDataModule(SplitDataModule):
         target: "Tensor | npt.NDArray[Any] | Sequence[Any] | str | None",
         *,
         task: Literal["auto", "classification", "regression"] = "auto",
-        batch_size: int = 64,
-        split: Split = (0.6, 0.2, 0.2),
-        split_by: SplitBy = "auto",
-        groups: Sequence[Any] | str | None = None,
-        time: Sequence[Any] | str | None = None,
         classes: Sequence[Any] | None = None,
         categorical: Sequence[str] = (),
         drop: Sequence[str] = (),
@@ -87,18 +83,9 @@ class TabularDataModule(SplitDataModule):
         scale_target: bool = True,
         missing: Literal["raise", "impute"] = "raise",
         encoding: str = "utf-8",
-        num_workers: int = 0,
-        seed: int = 0,
+        **options: Unpack[SplitOptions],
     ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            split=split,
-            split_by=split_by,
-            groups=groups,
-            time=time,
-            num_workers=num_workers,
-            seed=seed,
-        )
+        super().__init__(**options)
         self._input = (data, target)
         self._task = check_choice("task", task, ("auto", "classification", "regression"))
         self._given_classes = classes
@@ -142,7 +129,7 @@ class TabularDataModule(SplitDataModule):
             text += "\n  target (train): " + ", ".join(f"{mean:.4g} ± {std:.4g}" for mean, std in pairs)
         return text
 
-    def _open(self) -> "TableSource":
+    def _open(self) -> Table:
         data, target = self._input
         extra = [column for column in (self.groups, self.time) if isinstance(column, str)]
         table = read_table(data, target, extra=extra, **self._reading)
@@ -152,7 +139,7 @@ class TabularDataModule(SplitDataModule):
             self.time = table.extra[self.time].tolist()
         self._check_numbers(table)
         self._take_target(table)
-        return TableSource(table)
+        return table
 
     def _check_numbers(self, table: Table) -> None:
         if not table.number_names and not table.category_names:
@@ -186,21 +173,20 @@ class TabularDataModule(SplitDataModule):
     def _class_names(self) -> list[str]:
         return self.classes
 
-    def _fit(self, source: Source, train: Sequence[int]) -> Source:
-        table = source.table  # type: ignore[attr-defined]
+    def _fit(self, opened: Table, train: Sequence[int]) -> Source:
         rows = list(train)
-        numbers = _scaled(table.numbers, rows, self._scale)
-        known = [sorted(set(texts[rows].tolist()) - {""}) for texts in table.categories]
-        codes = [_coded(texts, names) for texts, names in zip(table.categories, known, strict=True)]
+        numbers = _scaled(opened.numbers, rows, self._scale)
+        known = [sorted(set(texts[rows].tolist()) - {""}) for texts in opened.categories]
+        codes = [_coded(texts, names) for texts, names in zip(opened.categories, known, strict=True)]
         self.cardinalities = [len(names) + 1 for names in known]
         y = self._scaled_target(rows)
-        self.feature_names = list(table.number_names)
+        self.feature_names = list(opened.number_names)
         if self._codes:
-            self.feature_names += table.category_names
+            self.feature_names += opened.category_names
             self.in_features = len(self.feature_names)
             stacked = torch.stack(codes, dim=1) if codes else torch.empty(len(y), 0, dtype=torch.long)
             return PairSource(numbers, stacked, y)
-        for name, names in zip(table.category_names, known, strict=True):
+        for name, names in zip(opened.category_names, known, strict=True):
             self.feature_names += [f"{name}={value}" for value in names]
         hot = [
             torch.nn.functional.one_hot(code, size)[:, 1:].float()
@@ -221,20 +207,6 @@ class TabularDataModule(SplitDataModule):
         else:
             self.target_mean, self.target_std = torch.zeros(y.shape[1]), torch.ones(y.shape[1])
         return ((y - self.target_mean) / self.target_std).float()
-
-
-class TableSource:
-    """A table before anything was learnt from it."""
-
-    def __init__(self, table: Table) -> None:
-        self.table = table
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def read(self, rows: Sequence[int], epoch: int) -> Any:
-        """Never used: a table is encoded first."""
-        raise NotImplementedError
 
 
 class PairSource(TensorSource):

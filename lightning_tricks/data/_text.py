@@ -3,17 +3,18 @@
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 from torch import Tensor
 from typing_extensions import Self, Unpack
 
 from lightning_tricks._base import UserInputError, check_choice, check_range
-from lightning_tricks.data._datamodule import Split, SplitBy, SplitDataModule
+from lightning_tricks.data._datamodule import SplitDataModule, SplitOptions
 from lightning_tricks.data._image_arrays import check_labels
-from lightning_tricks.data._loading import Part, Source
+from lightning_tricks.data._loading import Part
 from lightning_tricks.data._text_source import (
     ChangedTexts,
+    DropWords,
     EncodedTexts,
     RawTexts,
     Tokenize,
@@ -21,29 +22,26 @@ from lightning_tricks.data._text_source import (
     read_pairs,
     words,
 )
+from lightning_tricks.data.augment import TextAugment, WordDropout
+from lightning_tricks.data.augment._text import TextOp
 
+LOOK_AHEAD = 3  # epochs of augmented texts, whose new words get codes of their own
 _TOKENIZERS: dict[str, Tokenize] = {"words": words, "characters": list}
 
 
-class TextOptions(TypedDict, total=False):
+class TextOptions(SplitOptions, total=False):
     """What every constructor of :class:`TextDataModule` takes, see there."""
 
-    batch_size: int
-    split: Split
-    split_by: SplitBy
-    groups: Sequence[Any] | None
-    time: Sequence[Any] | None
     classes: Sequence[str] | None
     tokenize: Literal["words", "characters"] | Tokenize
     vocabulary_size: int | None
     min_count: int
     max_length: int
-    augment: Callable[..., str] | None
-    num_workers: int
-    seed: int
+    augment: Callable[..., str] | Sequence[TextOp] | None
+    word_dropout: float
 
 
-class TextDataModule(SplitDataModule):
+class TextDataModule(SplitDataModule[RawTexts]):
     """Texts with classes; the vocabulary is learnt from the training part only.
 
     Batches are tuples of ``int64 (B, L)`` token codes, padded with 0 to the longest text of the batch, and
@@ -63,7 +61,10 @@ class TextDataModule(SplitDataModule):
         vocabulary_size: at most so many codes, padding and unknown included, the most frequent first.
         min_count: tokens that are rarer in the training part are unknown.
         max_length: tokens kept of each text, at least 1.
-        augment: function ``augment(text, index=row, epoch=epoch) -> str`` for training texts.
+        augment: what training texts go through: a :class:`~lightning_tricks.data.augment.TextAugment`, a list of its
+            operations, or a function ``augment(text, index=row, epoch=epoch) -> str``. Words that it brings in within
+            the first three epochs join the vocabulary; later ones are unknown.
+        word_dropout: share of the training texts' tokens that become unknown, in [0, 1), others in every epoch.
         num_workers: processes that read.
         seed: of the split and the order of training.
 
@@ -86,38 +87,25 @@ class TextDataModule(SplitDataModule):
         texts: Sequence[str],
         labels: Any,
         *,
-        batch_size: int = 64,
-        split: Split = (0.6, 0.2, 0.2),
-        split_by: SplitBy = "auto",
-        groups: Sequence[Any] | None = None,
-        time: Sequence[Any] | None = None,
         classes: Sequence[str] | None = None,
         tokenize: Literal["words", "characters"] | Tokenize = "words",
         vocabulary_size: int | None = None,
         min_count: int = 1,
         max_length: int = 512,
-        augment: Callable[..., str] | None = None,
-        num_workers: int = 0,
-        seed: int = 0,
+        augment: Callable[..., str] | Sequence[TextOp] | None = None,
+        word_dropout: float = 0.0,
+        **options: Unpack[SplitOptions],
     ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            split=split,
-            split_by=split_by,
-            groups=groups,
-            time=time,
-            num_workers=num_workers,
-            seed=seed,
-        )
+        super().__init__(**options)
         self._texts = _check_texts(texts)
         self._y, self.classes = check_labels(labels, len(self._texts), classes)
         self._tokenize = _tokenizer(tokenize)
         self._size = None if vocabulary_size is None else int(check_range("vocabulary_size", vocabulary_size, low=3))
         self._min_count = int(check_range("min_count", min_count, low=1))
         self._max_length = int(check_range("max_length", max_length, low=1))
-        if augment is not None and not callable(augment):
-            raise UserInputError(f"augment must be a function of a text, index and epoch, but got {augment!r}.")
-        self._augment = augment
+        self._augment = _augmentation(augment, self.seed)
+        check_range("word_dropout", word_dropout, low=0, high=1, open_high=True)
+        self._drop_words = WordDropout(word_dropout, replace_with=1, seed=self.seed) if word_dropout else None
         self.vocabulary: list[str] = []
 
     @classmethod
@@ -171,8 +159,7 @@ class TextDataModule(SplitDataModule):
         return [self.vocabulary[code] for code in codes.tolist() if code]
 
     def _open(self) -> RawTexts:
-        self._raw = RawTexts(self._texts, self._y, self._tokenize, self._max_length)
-        return self._raw
+        return RawTexts(self._texts, self._y, self._tokenize, self._max_length)
 
     def _labels(self) -> Tensor:
         return self._y
@@ -180,23 +167,39 @@ class TextDataModule(SplitDataModule):
     def _class_names(self) -> list[str]:
         return self.classes
 
-    def _fit(self, source: Source, train: Sequence[int]) -> EncodedTexts:
-        self._raw = copy.copy(self._raw)  # a fold learns its own vocabulary
-        tokens = (self._raw.tokens(self._texts[row]) for row in train)
+    def _fit(self, opened: RawTexts, train: Sequence[int]) -> EncodedTexts:
+        self._raw = copy.copy(opened)  # a fold learns its own vocabulary
+        tokens = [self._raw.tokens(self._texts[row]) for row in train]
         self.vocabulary = build_vocabulary(tokens, size=self._size, min_count=self._min_count)
         if len(self.vocabulary) == 2:
             raise UserInputError(
                 f"no token is in the vocabulary: the training texts have none {self._min_count} times. Lower min_count."
             )
+        self.vocabulary += self._brought_in(train, {token for text in tokens for token in text})
         self._raw.code = {token: i for i, token in enumerate(self.vocabulary)}
         self._encoded = EncodedTexts(self._raw)
         return self._encoded
 
+    def _brought_in(self, train: Sequence[int], own: set[str]) -> list[str]:
+        """Return the tokens that augmentation brings into the training texts, the most frequent first."""
+        if self._augment is None:
+            return []
+        changed = (
+            self._raw.tokens(self._augment(self._texts[row], index=row, epoch=epoch))
+            for epoch in range(LOOK_AHEAD)
+            for row in train
+        )
+        new = [token for token in build_vocabulary(changed)[2:] if token not in own]
+        return new if self._size is None else new[: self._size - len(self.vocabulary)]
+
     def _part(self, name: str) -> Part:
         part = super()._part(name)
         if name == "train" and self._augment is not None:
-            return Part(ChangedTexts(self._raw, self._augment), part.rows)
+            return Part(ChangedTexts(self._raw, self._augment), part.rows, part.finish)
         return part
+
+    def _finish(self, part: str) -> DropWords | None:
+        return None if self._drop_words is None or part != "train" else DropWords(self._drop_words)
 
     def _lengths(self, part: Part) -> list[int]:
         return [self._encoded.lengths[row] for row in part.rows]
@@ -208,6 +211,17 @@ def _tokenizer(tokenize: Literal["words", "characters"] | Tokenize) -> Tokenize:
     if not callable(tokenize):
         raise UserInputError(f"tokenize must be 'words', 'characters' or a function, but got {tokenize!r}.")
     return tokenize
+
+
+def _augmentation(augment: Callable[..., str] | Sequence[TextOp] | None, seed: int) -> Callable[..., str] | None:
+    if isinstance(augment, list | tuple):
+        return TextAugment(augment, seed=seed)
+    if augment is not None and not callable(augment):
+        raise UserInputError(
+            "augment must be a TextAugment, a list of its operations, or a function of a text, index and epoch, but "
+            f"got {augment!r}."
+        )
+    return augment
 
 
 def _check_texts(texts: Sequence[str]) -> list[str]:

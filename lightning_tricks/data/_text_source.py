@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lightning_tricks._base import UserInputError
 from lightning_tricks.data._table import SEPARATORS, wrong_encoding
+from lightning_tricks.data.augment import WordDropout
 
 PADDING, UNKNOWN = "<pad>", "<unk>"  # codes 0 and 1
 Tokenize = Callable[[str], list[str]]
@@ -113,6 +114,22 @@ class EncodedTexts:
         """Return codes ``int64 (B, L)``, padded with 0 to the longest text, and classes ``int64 (B,)``."""
         codes = [self.flat[self.ends[row] - self.lengths[row] : self.ends[row]].long() for row in rows]
         return _padded(codes), self.labels[torch.as_tensor(rows)]
+
+
+class DropWords:
+    """Make some tokens of a batch unknown, where it is read.
+
+    Args:
+        drop: which ones, by row and epoch.
+    """
+
+    def __init__(self, drop: WordDropout) -> None:
+        self.drop = drop
+
+    def __call__(self, batch: tuple[Tensor, Tensor], rows: list[int], epoch: int) -> tuple[Tensor, Tensor]:
+        """Return the batch with new codes."""
+        codes, labels = batch
+        return self.drop(codes, index=torch.as_tensor(rows), epoch=epoch), labels
 
 
 def _padded(codes: list[Tensor]) -> Tensor:

@@ -12,17 +12,17 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_tricks._base import UserInputError, check_choice
+from lightning_tricks._base import UserInputError, check_choice, isolated_rng
 from lightning_tricks.diagnosis import _rules_data as of_data
 from lightning_tricks.diagnosis import _rules_layers as of_layers
 from lightning_tricks.diagnosis import _rules_outputs as of_outputs
 from lightning_tricks.diagnosis import _rules_parameters as of_parameters
+from lightning_tricks.diagnosis import _tryout as tryout
 from lightning_tricks.diagnosis._finding import Finding
-from lightning_tricks.diagnosis._probe import Probe, samples_of, untouched, with_input
+from lightning_tricks.diagnosis._probe import Probe, samples_of, untouched
 from lightning_tricks.diagnosis._report import Report
 
 Budget = Literal["quick", "full"]
-_OVERFIT_STEPS, _OVERFIT_SAMPLES = 200, 16
 
 
 def check(
@@ -76,6 +76,11 @@ def rules_for(probe: Probe, budget: Budget) -> dict[str, Callable[[], list[Findi
     model, train = probe.model, probe.train
     rules: dict[str, Callable[[], list[Finding]]] = {
         "symmetric-init": lambda: of_parameters.symmetric_init(model),
+        "activation-scale of weights": lambda: of_parameters.weights_too_small(model),
+        "no-update of frozen layers": lambda: of_parameters.frozen_at_random(model),
+        "train-eval-mismatch of modes": lambda: of_layers.wrong_modes(model),
+        "train-eval-mismatch of statistics": lambda: of_layers.slow_statistics(model),
+        "train-eval-mismatch of dropout": lambda: of_layers.dropped_everything(model),
         "bias-not-zero": lambda: of_parameters.bias_not_zero(model),
         "unseeded": of_data.unseeded,
     }
@@ -93,7 +98,9 @@ def rules_for(probe: Probe, budget: Budget) -> dict[str, Callable[[], list[Findi
         if model.automatic_optimization:
             rules |= _running_rules(probe)
             if budget == "full":
-                rules["cannot-overfit"] = lambda: _overfit(probe)
+                rules["input-nonfinite"] = lambda: _samples_finite(probe)
+                rules["cannot-overfit"] = lambda: tryout.overfit(probe)
+                rules["input-ignored"] = lambda: tryout.unrelated(probe)
     return rules
 
 
@@ -106,6 +113,13 @@ def _running_rules(probe: Probe) -> dict[str, Callable[[], list[Finding]]]:
 
     return {
         "labels-range": lambda: _labels_range(probe),
+        "hidden parameters": lambda: of_parameters.hidden_parameters(first().outside),
+        "exploding-gradient": lambda: of_parameters.gradients_kept(probe.keeps_gradients()),
+        "clipping-binds": lambda: _clipping(probe),
+        "dead-units": lambda: of_layers.idle_units(first().layers, samples=len(probe.inputs)),
+        "negated loss": lambda: of_outputs.negated_loss(first().calls, first().loss),
+        "bounded outputs": lambda: with_call(of_outputs.bounded_outputs),
+        "broadcast loss": lambda: with_call(of_outputs.broadcast_loss),
         "params-not-optimized": lambda: of_parameters.params_not_optimized(*_with_optimizers(probe)),
         "decay-on-bias-or-norm": lambda: of_parameters.decay_on_bias_or_norm(*_with_optimizers(probe)),
         "zero-init": lambda: of_parameters.zero_init(probe.model, first().gradients),
@@ -115,7 +129,7 @@ def _running_rules(probe: Probe) -> dict[str, Callable[[], list[Finding]]]:
         "vanishing-gradient": lambda: of_parameters.vanishing_or_exploding(first().gradients),
         "activation-scale": lambda: of_layers.activation_scale(first().layers),
         "dropout-before-batchnorm": lambda: of_layers.dropout_before_batchnorm(first().layers),
-        "no-update": lambda: of_parameters.no_update(first().before, first().after, first().trained),
+        "no-update": lambda: _no_update(probe),
         "batch-mixing": lambda: _mixing(probe),
         "nondeterministic-eval": lambda: _nondeterministic(probe),
         "train-eval-mismatch": lambda: _mismatch(probe),
@@ -147,6 +161,8 @@ def _left_out(probe: Probe) -> list[Finding]:
 
 def _labels_range(probe: Probe) -> list[Finding]:
     call = probe.attempted_loss()
+    if call is not None and call.name.startswith("binary"):
+        return of_data.binary_labels_range(call.target)
     if call is None or call.name not in ("cross_entropy", "nll_loss") or call.target.is_floating_point():
         return []
     return of_data.labels_range(probe.labels, call.num_classes, ignore_index=call.ignore_index)
@@ -154,7 +170,32 @@ def _labels_range(probe: Probe) -> list[Finding]:
 
 def _imbalance(probe: Probe) -> list[Finding]:
     labels = probe.labels
-    return [] if labels.is_floating_point() or labels.ndim != 1 else of_data.class_imbalance(labels)
+    if labels.is_floating_point() and not ((labels == 0) | (labels == 1)).all():
+        return []
+    call = probe.attempted_loss() if probe.model.automatic_optimization else None
+    weighted = call is not None and call.is_weighted
+    return of_data.class_imbalance(labels, weighted=weighted) if labels.ndim == 1 else []
+
+
+def _samples_finite(probe: Probe) -> list[Finding]:
+    return [] if of_data.input_values(probe.inputs) else of_data.samples_finite(probe.many_inputs)
+
+
+def _no_update(probe: Probe) -> list[Finding]:
+    step = probe.first
+    findings = of_parameters.no_update(step.before, step.after, step.trained, step.gradients)
+    if findings:  # behind a layer that begins at 0, the second step is the first with a gradient
+        step = probe.run_steps(probe.fresh(), probe.batch, 3)
+        findings = of_parameters.no_update(step.before, step.after, step.trained, step.gradients)
+    return findings
+
+
+def _clipping(probe: Probe) -> list[Finding]:
+    limit = getattr(probe.trainer, "gradient_clip_val", None)
+    if not limit or getattr(probe.trainer, "gradient_clip_algorithm", None) == "value":
+        return []
+    adaptive = not any(isinstance(optimizer, torch.optim.SGD) for optimizer in probe.first.optimizers)
+    return of_parameters.clipping_binds(probe.first.gradients.values(), limit, adaptive=adaptive)
 
 
 def _overlap(probe: Probe) -> list[Finding]:
@@ -173,7 +214,10 @@ def _mixing(probe: Probe) -> list[Finding]:
         gradient = probe.cross_gradient(twin)
         if gradient is not None and (found := of_outputs.batch_mixing_gradient(gradient)):
             return found
-    before, after = probe.predict(twin, probe.batch), probe.predict(twin, probe.exchanged())
+    with isolated_rng(seed=0):  # what is drawn at random, by mistake, moves both alike
+        before = probe.predict(twin, probe.batch)
+    with isolated_rng(seed=0):
+        after = probe.predict(twin, probe.exchanged())
     return of_outputs.batch_mixing(before, after, len(probe.inputs))
 
 
@@ -189,32 +233,6 @@ def _mismatch(probe: Probe) -> list[Finding]:
         return []
     train_loss = probe.loss(twin.train(), probe.batch)
     return of_outputs.train_eval_mismatch(train_loss, probe.loss(twin.eval(), probe.batch))
-
-
-def _overfit(probe: Probe) -> list[Finding]:
-    twin, batch = probe.fresh(), probe.batch
-    for module in twin.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-    count = min(_OVERFIT_SAMPLES, len(probe.inputs))
-    if isinstance(batch, (tuple, list)):
-        batch = [part[:count] for part in batch]
-    start = probe.loss(twin, batch)
-    probe.run_steps(twin, batch, _OVERFIT_STEPS)
-    end = probe.loss(twin, batch)
-    findings = []
-    if not end < 0.9 * start:
-        what = f"{_OVERFIT_STEPS} steps on {count} samples take the loss from {start:.3g} to {end:.3g} only"
-        severity = "error" if not end < 0.98 * start else "warning"
-        cure = "Raise the learning rate or the capacity, and look whether inputs and labels belong together."
-        findings.append(Finding("cannot-overfit", severity, "training_step", what, cure))  # type: ignore[arg-type]
-    rolled = probe.loss(twin, with_input(batch, of_data.sample_input(batch).roll(1, 0)))
-    differ = isinstance(batch, list) and len(batch) > 1 and not (batch[1] == batch[1][:1]).all()
-    if differ and abs(rolled - end) <= 1e-5 * abs(end):
-        what = f"after {_OVERFIT_STEPS} steps the loss is the same ({end:.3g}) with the inputs of other samples"
-        cure = "Look for inputs that are overwritten, masked or multiplied by zero on their way."
-        findings.append(Finding("input-ignored", "error", "forward", what, cure))
-    return findings
 
 
 def _loaders(data: Any) -> tuple[DataLoader[Any] | None, DataLoader[Any] | None]:

@@ -52,6 +52,7 @@ class Evidence:
         curve: the training loss; None where it means nothing (several optimizers).
         planned: optimizer steps of the whole run, if that is known.
         guess: loss of the best constant prediction, if that is known.
+        is_negated: whether the training loss is the negative of a loss function.
         lr: largest learning rate, if that is known.
         norms: records, the oldest first.
         activity: layers in forward order for each sampled batch, the oldest first.
@@ -66,6 +67,7 @@ class Evidence:
     curve: LossCurve | None = None
     planned: int | None = None
     guess: float | None = None
+    is_negated: bool = False
     lr: float | None = None
     norms: Sequence[NormRecord] = ()
     activity: Sequence[Sequence[LayerActivity]] = ()
@@ -85,6 +87,7 @@ class Symptom:
         stuck: it has not fallen since the start (or below what guessing gives) and does not fall now.
         certain: what guessing gives is known, and the loss is not below it: this is no model that had converged before.
         above: it is far above what guessing gives, well after the start.
+        barely: it has fallen by next to nothing, and does not fall now.
         stalled: it fell at first, and no longer does, far above zero.
         rising: it is far above where it began, and stays there.
         lost: nearly all that was gained is lost again.
@@ -95,6 +98,7 @@ class Symptom:
     stuck: bool = False
     certain: bool = False
     above: bool = False
+    barely: bool = False
     stalled: bool = False
     rising: bool = False
     lost: bool = False
@@ -104,10 +108,19 @@ class Symptom:
     @property
     def is_broken(self) -> bool:
         """Whether the run surely does not work."""
-        return self.rising or self.lost or ((self.stuck or self.above) and self.certain)
+        return self.lost or (self.rising and (self.worse or not self.certain)) or (self.certain and self._is_useless)
+
+    @property
+    def worse(self) -> bool:
+        """Whether the loss is above the reference."""
+        return self.level > self.reference
+
+    @property
+    def _is_useless(self) -> bool:
+        return self.stuck or self.above
 
     def __bool__(self) -> bool:
-        return self.stuck or self.above or self.stalled or self.rising or self.lost
+        return self._is_useless or self.barely or self.stalled or self.rising or self.lost
 
     def __str__(self) -> str:
         beside = "what guessing gives" if self.certain else "the start"
@@ -115,7 +128,7 @@ class Symptom:
             return f"the loss has risen to {self.level:.4g}"
         if self.above:
             return f"the loss is {self.level:.4g}, above the {self.reference:.4g} that guessing gives"
-        if self.stuck:
+        if self.stuck or self.barely:
             return f"the loss stays at {self.level:.4g} ({beside}: {self.reference:.4g})"
         return f"the loss no longer falls ({self.level:.4g})"
 
@@ -137,7 +150,9 @@ def symptom_of(evidence: Evidence, t: Thresholds) -> Symptom:
     reference = start if guess is None else guess
     late = is_late(evidence, t)
     gained = _gained(curve, reference, t, is_guess=guess is not None)
-    stuck = late and not gained and not falls(curve.windows, t)
+    flat = late and not falls(curve.windows, t)
+    stuck = flat and not gained
+    barely = flat and gained and guess is not None and best is not None and best.mean > t.barely * guess
     above = late and guess is not None and _all_above(curve.windows[-2:], t.above_guess * guess)
     half = len(curve.windows) // 2
     before, after = curve.windows[:half], curve.windows[half:]
@@ -152,8 +167,9 @@ def symptom_of(evidence: Evidence, t: Thresholds) -> Symptom:
         stuck=stuck,
         certain=guess is not None,
         above=above,
+        barely=barely,
         stalled=stalled,
-        rising=_rises(curve, start, guess, t),
+        rising=_rises(curve, t, guess),
         lost=best is not None and _lost(curve, best, start if guess is None else min(start, guess), t),
         reference=reference,
         level=curve.level,
@@ -198,11 +214,14 @@ def _all_above(windows: Sequence[Window], bound: float) -> bool:
     return all(window.median > bound for window in windows)
 
 
-def _rises(curve: LossCurve, start: float, guess: float | None, t: Thresholds) -> bool:
-    bound = start + max(t.rise * abs(start), t.rise_noise * curve.noise)
-    bound = bound if guess is None else max(bound, t.above_guess * guess)
-    before, now = curve.windows[-2:]
-    return _all_above([before, now], bound) and now.median >= 0.9 * before.median
+def _rises(curve: LossCurve, t: Thresholds, guess: float | None) -> bool:
+    if guess is None:
+        start, least = curve.start(t.start), t.rise_noise * curve.noise
+    else:  # the first update may have ruined it; what guessing gives says what is little
+        start = min(curve.start(1), curve.start(t.start))
+        least = max(t.significance * curve.windows[-1].error, t.least_gain * guess)
+    bound = start + max(t.rise * abs(start), least)
+    return _all_above(curve.windows[-2:], bound) and not falls(curve.windows, t)
 
 
 def _lost(curve: LossCurve, best: Window, reference: float, t: Thresholds) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_tricks.diagnosis._losses import LossCall
 
 _ENOUGH = 48  # labels before the frequencies are believed
+_ALL = 0.02  # what the loss may hold beside the one that was called
 
 
 class GuessLoss:
@@ -31,6 +32,7 @@ class GuessLoss:
         self._kind = ""
         self._smoothing = 0.0
         self._unknown = False
+        self.is_negated = False
 
     def add(self, calls: list[LossCall], total: Tensor) -> None:
         """Take the loss calls of one training step, and its whole loss."""
@@ -40,17 +42,18 @@ class GuessLoss:
             return
         call = fitting[0]
         with torch.no_grad():
-            difference = (call.value.detach().float() - total.detach().float()).abs()  # type: ignore[union-attr]
+            value, whole = call.value.detach().float(), total.detach().float()  # type: ignore[union-attr]
             sums = _SUMS[call.name](call)
         kind = "entropy" if call.name in ("cross_entropy", "nll_loss") else call.name
-        self._pending.append((kind, call.smoothing, sums, difference / (total.detach().float().abs() + 1e-12)))
+        self._pending.append((kind, call.smoothing, sums, value / whole))
 
     def value(self) -> float | None:
         """Return the loss of guessing, or None where it is not known (yet)."""
-        for kind, smoothing, sums, difference in self._pending:
+        for kind, smoothing, sums, share in self._pending:
             sums = sums.cpu().double()
             fits = self._sums is None or (kind == self._kind and sums.shape == self._sums.shape)
-            if difference.item() > 0.02 or not fits:
+            self.is_negated |= abs(share.item() + 1) < _ALL
+            if not abs(share.item() - 1) < _ALL or not fits:
                 self._unknown = True
                 break
             self._kind, self._smoothing = kind, smoothing
@@ -63,13 +66,19 @@ class GuessLoss:
     def state_dict(self) -> dict[str, object]:
         """Return plain data."""
         self.value()
-        return {"sums": self._sums, "kind": self._kind, "smoothing": self._smoothing, "unknown": self._unknown}
+        return {
+            "sums": self._sums,
+            "kind": self._kind,
+            "smoothing": self._smoothing,
+            "unknown": self._unknown,
+            "is_negated": self.is_negated,
+        }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Take over what :meth:`state_dict` returned."""
         self._pending = []
         for name, value in state.items():
-            setattr(self, f"_{name}", value)
+            setattr(self, name if name == "is_negated" else f"_{name}", value)
 
 
 def _class_sums(call: LossCall) -> Tensor:
@@ -96,7 +105,7 @@ def _entropy(counts: Tensor, smoothing: float) -> float | None:
     if total < _ENOUGH or total < 2 * len(counts):
         return None
     frequency = (1 - smoothing) * counts / total + smoothing / len(counts)
-    entropy = -torch.special.xlogy(frequency, frequency).sum().item()
+    entropy = -float(torch.special.xlogy(frequency, frequency).sum())
     return entropy + (int((counts > 0).sum()) - 1) / (2 * total)  # Miller & Madow (1955): the plug-in is too small
 
 
@@ -106,7 +115,7 @@ def _binary_entropy(moments: Tensor, smoothing: float) -> float | None:
         return None
     p = total / count
     entropy = -(torch.special.xlogy(p, p) + torch.special.xlogy(1 - p, 1 - p)) + 1 / (2 * count)
-    return entropy.mean().item()
+    return float(entropy.mean())
 
 
 def _variance(moments: Tensor, smoothing: float) -> float | None:

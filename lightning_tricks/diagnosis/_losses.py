@@ -19,8 +19,32 @@ _LOSSES = {
         "l1_loss",
         "smooth_l1_loss",
         "huber_loss",
+        "poisson_nll_loss",
+        "gaussian_nll_loss",
+        "kl_div",
+        "soft_margin_loss",
+        "multilabel_soft_margin_loss",
     )
 }
+# Operations that only move values: what made the prediction lies behind them.
+_MOVES = (
+    "Squeeze",
+    "Unsqueeze",
+    "View",
+    "UnsafeView",
+    "ReshapeAlias",
+    "Select",
+    "Slice",
+    "Transpose",
+    "Permute",
+    "T0",
+    "TBackward",
+    "Clone",
+    "ToCopy",
+    "Expand",
+    "Alias",
+    "Index",
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +61,7 @@ class LossCall:
         value: what it returned.
         is_plain: whether it is a mean over samples without weights.
         smoothing: of the labels.
+        is_weighted: whether classes or samples have weights.
     """
 
     name: str
@@ -48,6 +73,7 @@ class LossCall:
     value: Tensor | None = None
     is_plain: bool = True
     smoothing: float = 0.0
+    is_weighted: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -66,9 +92,16 @@ class LossCall:
         options = {"ignore_index": self.ignore_index} if self.name in ("cross_entropy", "nll_loss") else {}
         try:
             each: Tensor = function(self.prediction.detach(), self.target.detach(), reduction="none", **options)
-        except (RuntimeError, ValueError, IndexError):
+        except (RuntimeError, ValueError, IndexError, TypeError):
             return None
         return each.flatten().double()
+
+    def shuffled_loss(self, order: Tensor) -> float | None:
+        """Return the mean loss with the targets of other samples, or None if it cannot be had."""
+        if self.prediction.shape[:1] != self.target.shape[:1]:
+            return None
+        each = replace(self, target=self.target[order]).each_loss()
+        return None if each is None else each.mean().item()
 
 
 class LossSpy(TorchFunctionMode):
@@ -103,7 +136,7 @@ class LossSpy(TorchFunctionMode):
             given = dict(zip(("input", "target"), args, strict=False)) | kwargs
             prediction, target = given.get("input"), given.get("target")
             if isinstance(prediction, Tensor) and isinstance(target, Tensor):
-                operation = type(prediction.grad_fn).__name__ if prediction.grad_fn is not None else ""
+                operation = _maker(prediction)
                 is_sum = kwargs.get("reduction") == "sum"
                 ignored = kwargs.get("ignore_index", -100)
                 weights = [args[2] if len(args) > 2 else None, kwargs.get("weight"), kwargs.get("pos_weight")]
@@ -116,9 +149,18 @@ class LossSpy(TorchFunctionMode):
                     operation,
                     is_plain=kwargs.get("reduction", "mean") == "mean" and all(w is None for w in weights),
                     smoothing=kwargs.get("label_smoothing", 0.0),
+                    is_weighted=any(w is not None for w in weights),
                 )
                 self.calls.append(call)  # before it runs: it may fail on what it is given
         value = func(*args, **kwargs)
         if name is not None and self.calls and isinstance(value, Tensor):
             self.calls[-1] = replace(self.calls[-1], value=value.detach())
         return value
+
+
+def _maker(prediction: Tensor) -> str:
+    """Return the name of the operation that made a tensor, looking through those that only move values."""
+    node = prediction.grad_fn
+    while node is not None and type(node).__name__.startswith(_MOVES) and node.next_functions:
+        node = node.next_functions[0][0]
+    return "" if node is None else type(node).__name__

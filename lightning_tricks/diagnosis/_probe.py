@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from lightning_tricks._base import isolated_rng
 from lightning_tricks.diagnosis._losses import LossCall, LossSpy
-from lightning_tricks.diagnosis._rules_data import sample_input
+from lightning_tricks.diagnosis._rules_data import sample_input, sample_target
 from lightning_tricks.diagnosis._rules_layers import LayerCall, trace_layers
 
 _SAMPLES = 256
@@ -51,14 +52,18 @@ class Probe:
         return samples_of(self.train, _SAMPLES)
 
     @cached_property
+    def many_inputs(self) -> list[Tensor]:
+        """Inputs of up to 4000 training samples, as the dataset returns them."""
+        found = [sample_input(sample) for sample in samples_of(self.train, 4000)]
+        return [x for x in found if isinstance(x, Tensor)]
+
+    @cached_property
     def batch(self) -> Any:
         """A training batch of up to 32 samples, on the model's device; made without the loader's sampler."""
         if self.train is None or not self.samples:
             raise LookupError("no training batch could be made without moving the loader on")
         size = max(2, min(_BATCH, batch_size_of(self.train) or _BATCH, len(self.samples)))
-        collate = self.train.collate_fn if batch_size_of(self.train) is not None else default_collate
-        batch = collate(self.samples[:size])
-        return self._transfer(move_data_to_device(batch, self.model.device))
+        return self.collate(self.samples[:size])
 
     @property
     def inputs(self) -> Tensor:
@@ -68,7 +73,7 @@ class Probe:
     @cached_property
     def labels(self) -> Tensor:
         """Labels of :attr:`samples`, one axis."""
-        found = [s[1] for s in self.samples if isinstance(s, (tuple, list)) and len(s) > 1]
+        found = [label for label in map(sample_target, self.samples) if label is not None]
         return torch.stack([torch.as_tensor(label) for label in found]) if found else torch.zeros(0)
 
     def fresh(self) -> LightningModule:
@@ -90,27 +95,49 @@ class Probe:
         return self.first.calls[-1] if self.first.calls else None
 
     def optimizers(self, model: LightningModule) -> list[Optimizer]:
-        """Return the optimizers that a copy configures."""
-        return optimizers_in(model.configure_optimizers())
+        """Return the optimizers that a copy configures, at their full rates: a warm-up may begin at 0."""
+        optimizers = optimizers_in(model.configure_optimizers())
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = max(group["lr"], group.get("initial_lr", group["lr"]))
+        return optimizers
 
-    def run_steps(self, model: LightningModule, batch: Any, count: int) -> "Step":
-        """Train ``model`` on one batch, and return what was seen in the last of ``count`` steps."""
+    def run_steps(
+        self, model: LightningModule, batch: Any, count: int, *, lr_factor: float = 1.0, batches: Sequence[Any] = ()
+    ) -> "Step":
+        """Train ``model`` and return what was seen in the last of ``count`` steps.
+
+        Args:
+            model: a copy.
+            batch: to train on.
+            count: steps, at least 1.
+            lr_factor: on every learning rate.
+            batches: to train on in turns, instead of ``batch``.
+        """
         optimizers = self.optimizers(model)
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = group["lr"] * lr_factor
+        owned = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         step = Step()
         with torch.enable_grad():
-            for _ in range(count):
+            for i in range(count):
                 model.zero_grad(set_to_none=True)
-                with self._precision(), LossSpy() as spy, trace_layers(model) as trace:
-                    loss = _loss_of(model.training_step(batch, 0))
-                step.loss, step.calls, step.layers = loss.item(), spy.calls, trace.calls
+                with (
+                    self._precision(),
+                    LossSpy() as spy,
+                    trace_layers(model) if i == count - 1 else nullcontext() as trace,
+                ):
+                    loss = _loss_of(model.training_step(batches[i % len(batches)] if batches else batch, 0))
+                step.loss, step.calls = loss.item(), spy.calls
+                if trace is not None:
+                    step.layers = trace.calls
+                    step.outside = _leaves(loss, {id(p) for p in model.parameters()} | owned)
                 loss.backward()  # type: ignore[no-untyped-call]
                 for optimizer in optimizers:
                     optimizer.step()
         step.before = before
         step.after = {name: p.detach() for name, p in model.named_parameters()}
         step.gradients = {name: p.grad.detach() for name, p in model.named_parameters() if p.grad is not None}
-        owned = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
         step.trained = [name for name, p in model.named_parameters() if p.requires_grad and id(p) in owned]
         step.optimizers = optimizers
         return step
@@ -126,12 +153,51 @@ class Probe:
     def predict(self, model: LightningModule, batch: Any) -> Tensor:
         """Return what ``model`` gives to its loss in evaluation mode."""
         model.eval()
-        with self._precision(), LossSpy() as spy:
-            model.training_step(batch, 0)
-        if not spy.calls:
-            raise LookupError("training_step calls no loss of torch.nn.functional, so its predictions are not known")
-        prediction: Tensor = spy.calls[-1].prediction.double()
+        outputs: list[Tensor] = []
+
+        def keep(module: object, inputs: object, output: Any) -> None:
+            first = output[0] if isinstance(output, (tuple, list)) and output else output
+            if isinstance(first, Tensor) and first.is_floating_point():
+                outputs.append(first)
+
+        handles = [module.register_forward_hook(keep) for module in (model, *model.children())]
+        try:
+            with self._precision(), LossSpy() as spy:
+                model.training_step(batch, 0)
+        finally:
+            for handle in handles:
+                handle.remove()
+        found = [spy.calls[-1].prediction] if spy.calls else outputs  # a loss of one's own: what the net returned
+        if not found:
+            raise LookupError("training_step calls neither a loss of torch.nn.functional nor the model's layers")
+        prediction: Tensor = found[-1].double()
         return prediction
+
+    def loss_call_of(self, model: LightningModule, batch: Any) -> LossCall | None:
+        """Return the last loss call on a batch in evaluation mode."""
+        model.eval()
+        with torch.no_grad(), self._precision(), LossSpy() as spy:
+            model.training_step(batch, 0)
+        return spy.calls[-1] if spy.calls else None
+
+    def keeps_gradients(self) -> bool:
+        """Tell whether ``optimizer_zero_grad`` never clears the gradients, in 16 batches."""
+        twin = self.fresh()
+        optimizers = self.optimizers(twin)
+        owned = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+        for p in owned:
+            p.grad = torch.ones_like(p)
+        for i in range(16):
+            for optimizer in optimizers:
+                twin.optimizer_zero_grad(0, i, optimizer)
+        return bool(owned) and all(p.grad is not None and bool(p.grad.any()) for p in owned)
+
+    def collate(self, samples: Sequence[Any]) -> Any:
+        """Return samples as a batch on the model's device."""
+        if self.train is None:
+            raise LookupError("there is no training loader")
+        collate = self.train.collate_fn if batch_size_of(self.train) is not None else default_collate
+        return self._transfer(move_data_to_device(collate(list(samples)), self.model.device))
 
     @torch.no_grad()
     def loss(self, model: LightningModule, batch: Any) -> float:
@@ -157,7 +223,8 @@ class Probe:
             found = [torch.autograd.grad(_projected(part), x, retain_graph=True)[0] for part in rows]
         # where the rows of time steps may lie either way, the way in which fewer samples mix is the right one
         norms = [gradient.double().flatten(1).norm(dim=1) for gradient in found]
-        return min(norms, key=lambda norm: int((norm[1:] > 0).sum()))
+        fewest: Tensor = min(norms, key=lambda norm: int((norm[1:] > 0).sum()))
+        return fewest
 
     def exchanged(self) -> Any:
         """Return the batch with its first input replaced by its second."""
@@ -177,6 +244,7 @@ class Step:
     calls: list[LossCall]
     layers: list[LayerCall]
     gradients: dict[str, Tensor]
+    outside: list[Tensor]
     before: dict[str, Tensor]
     after: dict[str, Tensor]
     trained: list[str]
@@ -188,13 +256,26 @@ def samples_of(loader: DataLoader[Any] | None, limit: int) -> list[Any]:
 
     A loader without batch size asks its dataset for whole batches; the first ones of a copy of its sampler are cut.
     """
-    if loader is None or isinstance(loader.dataset, IterableDataset):
+    if loader is None:
         return []
+    if isinstance(loader.dataset, IterableDataset):
+        return _from_copy(loader, limit)
     if batch_size_of(loader) is None:
         return _cut_batches(loader, limit)
     size = len(loader.dataset)  # type: ignore[arg-type]
     chosen = random.Random(0).sample(range(size), min(size, limit))  # noqa: S311 - a stride could pick one class only
     return [loader.dataset[i] for i in chosen]
+
+
+def _from_copy(loader: DataLoader[Any], limit: int) -> list[Any]:
+    """Return the first samples of a copy of a stream; nothing if it cannot be copied."""
+    if batch_size_of(loader) is None:
+        return []
+    try:
+        samples = list(islice(copy.deepcopy(loader.dataset), limit))
+    except Exception:  # a file, a socket, a generator
+        return []
+    return samples
 
 
 def _cut_batches(loader: DataLoader[Any], limit: int) -> list[Any]:
@@ -242,6 +323,20 @@ def with_input(batch: Any, x: Tensor) -> Any:
     return x
 
 
+def first_rows(batch: Any, count: int) -> Any:
+    """Return a batch of its first rows.
+
+    Example:
+        >>> first_rows({"x": torch.arange(4), "name": "a"}, 2)
+        {'x': tensor([0, 1]), 'name': 'a'}
+    """
+    if isinstance(batch, dict):
+        return {key: first_rows(value, count) for key, value in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return [first_rows(value, count) for value in batch]
+    return batch[:count] if isinstance(batch, Tensor) and batch.ndim else batch
+
+
 def optimizers_in(configured: Any) -> list[Optimizer]:
     """Return the optimizers in whatever ``configure_optimizers`` may return.
 
@@ -276,6 +371,23 @@ def untouched(*loaders: DataLoader[Any] | None) -> Iterator[None]:
 def _generators(loader: DataLoader[Any] | None) -> list[torch.Generator]:
     found = [getattr(part, "generator", None) for part in (loader, getattr(loader, "sampler", None))]
     return [g for g in found if isinstance(g, torch.Generator)]
+
+
+def _leaves(loss: Tensor, known: set[int]) -> list[Tensor]:
+    """Return the trainable tensors behind a loss that are not among the known ones."""
+    seen: set[Any] = set()
+    found: dict[int, Tensor] = {}
+    waiting = [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if isinstance(variable, Tensor) and id(variable) not in known:
+            found[id(variable)] = variable
+        waiting += [following for following, _ in node.next_functions]
+    return list(found.values())
 
 
 def _loss_of(output: Any) -> Tensor:

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -79,8 +80,40 @@ def labels_range(labels: Tensor, num_classes: int, *, ignore_index: int = -100) 
     return [Finding("labels-range", "error", "labels", what, "Number the classes from 0, one output for each.")]
 
 
-def class_imbalance(labels: Tensor) -> list[Finding]:
-    """Compare the most frequent with the least frequent of the classes that occur, if there are enough labels."""
+def binary_labels_range(labels: Tensor) -> list[Finding]:
+    """Check that labels for a binary loss are probabilities.
+
+    Example:
+        >>> print(binary_labels_range(torch.tensor([-1.0, 1.0]))[0].what)
+        labels reach from -1 to 1, but a binary loss wants 0 to 1
+    """
+    if not len(labels) or (labels.min() >= 0 and labels.max() <= 1):
+        return []
+    what = f"labels reach from {labels.min().item():.3g} to {labels.max().item():.3g}, but a binary loss wants 0 to 1"
+    return [Finding("labels-range", "error", "labels", what, "Use labels 0 and 1.")]
+
+
+def samples_finite(inputs: Sequence[Tensor]) -> list[Finding]:
+    """Look for NaN and infinity in many samples.
+
+    Example:
+        >>> samples_finite([torch.zeros(2), torch.tensor([torch.nan, 1])])[0].severity
+        'error'
+    """
+    bad = sum(not x.isfinite().all() for x in inputs if x.is_floating_point())
+    if not bad:
+        return []
+    what = f"{bad} of {len(inputs)} samples hold values that are NaN or infinite"
+    return [Finding("input-nonfinite", "error", "inputs", what, "Remove such samples, or fill the gaps in.")]
+
+
+def class_imbalance(labels: Tensor, *, weighted: bool = False) -> list[Finding]:
+    """Compare the most frequent with the least frequent of the classes that occur, if there are enough labels.
+
+    Args:
+        labels: one axis.
+        weighted: whether the loss has weights, which is the cure: then it is a note.
+    """
     counts = torch.unique(labels, return_counts=True)[1]
     if not len(labels):
         return []
@@ -91,7 +124,7 @@ def class_imbalance(labels: Tensor) -> list[Finding]:
         return []
     what = f"the most frequent class is {counts.max().item() / counts.min().item():.0f} times the rarest"
     cure = "Weigh the loss by class or sample evenly, and look at more than accuracy."
-    return [Finding("class-imbalance", "warning", "labels", what, cure)]
+    return [Finding("class-imbalance", "info" if weighted else "warning", "labels", what, cure)]
 
 
 def unshuffled_training(loader: DataLoader[Any]) -> list[Finding]:
@@ -131,10 +164,12 @@ def split_overlap(train: Iterable[Any], val: Iterable[Any]) -> list[Finding]:
         >>> split_overlap(x, x[5:])[0].severity
         'error'
     """
-    known = {_digest(x) for x in train}
-    checked = [_digest(x) in known for x in val]
+    counts = Counter(_digest(x) for x in train)
+    checked = [_digest(x) in counts for x in val]
     share = sum(checked) / len(checked) if checked else 0.0
-    if share < 0.01:
+    # Short texts and the like repeat themselves by chance, inside the training part as well.
+    by_chance = sum(count for count in counts.values() if count > 1) / max(1, sum(counts.values()))
+    if share < 0.01 or share < 3 * by_chance:
         return []
     what = f"{share:.1%} of {len(checked)} validation samples are training samples as well"
     cure = "Split once, before augmenting, and by group where samples belong together."
@@ -156,6 +191,13 @@ def sample_input(sample: Any) -> Any:
         keys: Sequence[str] = [k for k in ("x", "input", "inputs", "image", "images", "input_ids") if k in sample]
         return sample[keys[0]] if keys else next(iter(sample.values()), None)
     return sample[0] if isinstance(sample, (tuple, list)) and sample else sample
+
+
+def sample_target(sample: Any) -> Any:
+    """Return the target of a sample or batch: the second of a sequence, the likeliest entry of a dict, or None."""
+    if isinstance(sample, dict):
+        return next((sample[k] for k in ("y", "target", "targets", "label", "labels") if k in sample), None)
+    return sample[1] if isinstance(sample, (tuple, list)) and len(sample) > 1 else None
 
 
 def _digest(x: Any) -> bytes:

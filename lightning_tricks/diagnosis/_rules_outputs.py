@@ -1,6 +1,7 @@
 """Rules about what the model says before it has learned anything. Pure: tensors in, findings out."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -31,6 +32,71 @@ def output_activation(call: LossCall) -> list[Finding]:
     return []
 
 
+_BOUNDS = {"Relu": (0.0, math.inf), "Sigmoid": (0.0, 1.0), "Softmax": (0.0, 1.0), "Tanh": (-1.0, 1.0)}
+
+
+def bounded_outputs(call: LossCall) -> list[Finding]:
+    """Find outputs that an activation keeps from saying what the loss wants.
+
+    Example:
+        >>> call = LossCall("mse_loss", torch.zeros(8), torch.linspace(-1, 1, 8), last_operation="ReluBackward0")
+        >>> bounded_outputs(call)[0].severity
+        'error'
+    """
+    operation = next((name for name in _BOUNDS if call.made_by(name) and not call.made_by("Log")), None)
+    if operation is None:
+        return []
+    low, high = _BOUNDS[operation]
+    if call.name in ("cross_entropy", "binary_cross_entropy_with_logits") and operation != "Softmax":
+        what = f"{call.name} gets the output of {operation.lower()}, which reaches from {low:g} to {high:g} only"
+        cure = "Leave the last activation out: logits must be free to be negative and large."
+        return [Finding("output-activation", "warning", "training_step", what, cure)]
+    target = call.target.double()
+    outside = ((target < low) | (target > high)).double().mean().item()
+    if call.name not in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss") or outside < 0.05:
+        return []
+    what = f"{outside:.0%} of the targets lie outside of [{low:g}, {high:g}], which is all that the outputs can reach"
+    cure = f"Remove the last {operation.lower()}, or scale the targets into its range."
+    return [Finding("output-activation", "error", "training_step", what, cure)]
+
+
+def broadcast_loss(call: LossCall) -> list[Finding]:
+    """Find a regression loss that compares every prediction with every target.
+
+    Example:
+        >>> print(broadcast_loss(LossCall("mse_loss", torch.zeros(8, 1), torch.zeros(8)))[0].what)
+        outputs (8, 1) and targets (8,) are broadcast to (8, 8): each is compared with every other
+    """
+    if call.name not in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"):
+        return []
+    shapes = tuple(call.prediction.shape), tuple(call.target.shape)
+    try:
+        both = tuple(torch.broadcast_shapes(*shapes))
+    except RuntimeError:
+        return []
+    if math.prod(both) <= max(map(math.prod, shapes)):
+        return []
+    what = f"outputs {shapes[0]} and targets {shapes[1]} are broadcast to {both}: each is compared with every other"
+    return [Finding("batch-mixing", "error", "training_step", what, "Give both one shape: output.squeeze(-1).")]
+
+
+def negated_loss(calls: Sequence[LossCall], loss: float) -> list[Finding]:
+    """Find a step that returns minus its loss, which training would drive up.
+
+    Example:
+        >>> call = LossCall("mse_loss", torch.zeros(8), torch.ones(8), value=torch.tensor(1.0))
+        >>> negated_loss([call], -1.0)[0].severity
+        'error'
+    """
+    if len(calls) != 1 or calls[0].value is None or calls[0].value.numel() != 1:
+        return []
+    value = calls[0].value.item()
+    if value < 1e-6 or abs(loss + value) > 1e-4 * value:
+        return []
+    what = f"the step returns {loss:.3g}, which is minus its {calls[0].name}"
+    return [Finding("cannot-overfit", "error", "training_step", what, "Return the loss itself: it is minimised.")]
+
+
 def _sums_to_one(rows: Tensor) -> bool:
     total = rows.sum(dim=1)
     return bool((rows >= 0).all() and ((total - 1).abs() < 1e-3).all())
@@ -39,8 +105,8 @@ def _sums_to_one(rows: Tensor) -> bool:
 def loss_at_init(call: LossCall, loss: float) -> list[Finding]:
     """Compare the first loss with that of a model that knows nothing: ln C, or the targets' spread.
 
-    The bound is the expected loss plus three standard errors of this batch, doubled: PyTorch's default weights begin
-    close to it, saturated or badly scaled outputs far above.
+    It must be twice the expected loss, and above it by three standard errors of this batch: PyTorch's default weights
+    begin close to it, saturated or badly scaled outputs far above.
 
     Args:
         call: prediction and target of the first loss.
@@ -66,7 +132,7 @@ def loss_at_init(call: LossCall, loss: float) -> list[Finding]:
     expected = math.log(max(call.num_classes, 2))
     error = 3 * each.std().item() / math.sqrt(count) if count > 1 else math.inf
     mean = each.mean().item()
-    if mean <= 2 * expected + error:
+    if mean <= 2 * expected or mean - error <= expected:
         return []
     what = f"the first loss is {mean:.3g} ± {error:.2g}, but ln C is {expected:.3g} for {call.num_classes} classes"
     cure = "Let outputs begin small: init_weights(model), standardised inputs, a last layer with small weights."

@@ -1,7 +1,7 @@
 """Rules about parameters, how they begin and who optimizes them. Pure: nothing is changed."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,78 @@ def params_not_optimized(model: nn.Module, optimizers: Sequence[Optimizer]) -> l
         cure = "Build the optimizer from self.parameters() after the model has its final layers."
         findings.append(Finding(rule, "error" if len(strangers) == len(owned) else "warning", "optimizer", what, cure))
     return findings
+
+
+def hidden_parameters(outside: Sequence[Tensor]) -> list[Finding]:
+    """Report tensors that the loss depends on and wants a gradient for, but that no module or optimizer knows.
+
+    Example:
+        >>> hidden_parameters([torch.zeros(3, 2)])[0].rule
+        'params-not-optimized'
+    """
+    if not outside:
+        return []
+    what = f"the loss depends on {len(outside)} trainable tensors that are no parameters of the model"
+    cure = "Keep layers in nn.ModuleList or nn.Sequential, not in a plain list or dict, and tensors as nn.Parameter."
+    return [Finding("params-not-optimized", "error", "training_step", what, cure)]
+
+
+def frozen_at_random(model: nn.Module) -> list[Finding]:
+    """Find frozen layers whose weights look as PyTorch drew them: nothing was learned that freezing would keep.
+
+    PyTorch's default for Linear and convolutions is uniform within plus or minus one over the root of the fan-in.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 2))
+        >>> _ = net[0].requires_grad_(False)
+        >>> frozen_at_random(net)[0].where
+        '0.weight'
+    """
+    found = {}
+    for name, weight in _matrices(model):
+        bound = 1 / math.sqrt(math.prod(weight.shape[1:]))
+        values = weight.detach().float()
+        if weight.requires_grad or weight.numel() < 64 or values.abs().max() > bound * 1.0001:
+            continue
+        if abs(values.std().item() / (bound / math.sqrt(3)) - 1) < 3 / math.sqrt(weight.numel()):
+            found[name] = weight
+    if not found:
+        return []
+    what = f"{len(found)} frozen weight matrices look as PyTorch draws them at random"
+    cure = "Load the pretrained weights before freezing, or train these layers."
+    return [Finding("no-update", "warning", _names(found), what, cure)]
+
+
+def weights_too_small(model: nn.Module) -> list[Finding]:
+    """Find nets whose weights begin far below the scale that keeps a signal alive, one over the root of the fan-in.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(9, 9), nn.Linear(9, 9), nn.Linear(9, 2))
+        >>> for layer in net:
+        ...     layer.weight.data *= 1e-3
+        >>> weights_too_small(net)[0].rule
+        'activation-scale'
+    """
+    scales = {
+        name: w.detach().float().square().mean().sqrt().item() * math.sqrt(math.prod(w.shape[1:]))
+        for name, w in _matrices(model)
+        if w.requires_grad and w.any() and "embed" not in name
+    }
+    small = [name for name, scale in scales.items() if scale < 0.01]
+    if len(small) < 2 or 2 * len(small) < len(scales):
+        return []
+    what = f"{len(small)} weight matrices begin at {scales[small[0]]:.1e} of the scale that keeps activations alive"
+    cure = "Use init_weights (He for ReLU, Xavier for tanh)."
+    return [Finding("activation-scale", "warning", small[0], what, cure)]
+
+
+def gradients_kept(kept: bool) -> list[Finding]:
+    """Report an ``optimizer_zero_grad`` that clears nothing."""
+    if not kept:
+        return []
+    what = "gradients stay after optimizer_zero_grad, so that each step adds those of all steps before"
+    cure = "Remove the override, or let it call optimizer.zero_grad()."
+    return [Finding("exploding-gradient", "error", "optimizer_zero_grad", what, cure)]
 
 
 def decay_on_bias_or_norm(model: nn.Module, optimizers: Sequence[Optimizer]) -> list[Finding]:
@@ -131,8 +203,20 @@ def vanishing_or_exploding(gradients: Mapping[str, Tensor]) -> list[Finding]:
     return []
 
 
-def no_update(before: Mapping[str, Tensor], after: Mapping[str, Tensor], trained: Sequence[str]) -> list[Finding]:
-    """Compare parameters before and after one optimizer step: each one that is trained has to change.
+def no_update(
+    before: Mapping[str, Tensor],
+    after: Mapping[str, Tensor],
+    trained: Sequence[str],
+    gradients: Mapping[str, Tensor] | None = None,
+) -> list[Finding]:
+    """Compare parameters before and after some optimizer steps: each one that is trained has to change.
+
+    Args:
+        before: values by name.
+        after: the same later.
+        trained: names of those that the optimizer has.
+        gradients: by name; a bias whose gradient is a rounding error beside the others' (one before a batch norm, which
+            takes it out again) may stay.
 
     Example:
         >>> weights = {"w": torch.ones(2, 2)}
@@ -140,12 +224,36 @@ def no_update(before: Mapping[str, Tensor], after: Mapping[str, Tensor], trained
         'error'
     """
     still = {name: before[name] for name in trained if torch.equal(before[name], after[name])}
+    sizes = {name: g.detach().abs().max().item() for name, g in (gradients or {}).items()}
+    largest = max(sizes.values(), default=0.0)
+    if len(still) < len(trained):
+        still = {n: p for n, p in still.items() if p.ndim > 1 or not 0 < sizes.get(n, 0.0) < 1e-5 * largest}
     if not still:
         return []
-    what = f"{len(still)} of {len(trained)} trained parameters did not change in an optimizer step"
+    what = f"{len(still)} of {len(trained)} trained parameters did not change in the first optimizer steps"
     cure = "Look for detach(), no_grad() or .item() between them and the loss, a learning rate of 0, or unused layers."
     severity = "error" if len(still) == len(trained) else "warning"
     return [Finding("no-update", severity, _names(still), what, cure)]  # type: ignore[arg-type]
+
+
+def clipping_binds(gradients: Iterable[Tensor], limit: float, *, adaptive: bool) -> list[Finding]:
+    """Compare the norm of the first gradient with the norm to which it will be clipped.
+
+    Args:
+        gradients: of all parameters.
+        limit: ``gradient_clip_val``.
+        adaptive: whether the optimizer divides by the size of the gradients: then it is a note.
+
+    Example:
+        >>> clipping_binds([torch.ones(4)], 1e-3, adaptive=False)[0].severity
+        'warning'
+    """
+    norm = math.sqrt(sum(g.double().square().sum().item() for g in gradients))
+    if not norm > 100 * limit:
+        return []
+    what = f"the first gradient has norm {norm:.2g}, and is clipped to {limit:g}"
+    cure = "Clip at about the 90th percentile of the norms that NormMonitor shows."
+    return [Finding("clipping-binds", "info" if adaptive else "warning", "Trainer", what, cure)]
 
 
 def _matrices(model: nn.Module) -> Iterator[tuple[str, Parameter]]:

@@ -92,9 +92,10 @@ def vanishing_gradient(evidence: Evidence, t: Thresholds) -> Finding | None:
 
 
 def _faint(record: NormRecord, t: Thresholds) -> dict[str, float]:
+    """Return the layers with little gradient; none at all is not faded but cut off (dead units, weights of 0)."""
     known = _known(record)
     largest = max((value for _, value in known), default=0.0)
-    return {name: value for name, value in known if value < t.vanishing * largest}
+    return {name: value for name, value in known if 0 < value < t.vanishing * largest}
 
 
 def dead_units(evidence: Evidence, t: Thresholds) -> Finding | None:
@@ -135,9 +136,9 @@ def _layers_over(evidence: Evidence, bound: float, share: Callable[[LayerActivit
 def not_learning(evidence: Evidence, t: Thresholds) -> Finding | None:
     """A loss that has not fallen since the start, or not below what guessing gives."""
     symptom = evidence.symptom
-    if not symptom.stuck or symptom.rising:
+    if not (symptom.stuck or symptom.barely) or symptom.rising:
         return None
-    severity: Severity = "error" if symptom.certain else "warning"
+    severity: Severity = "error" if symptom.stuck and symptom.certain else "warning"
     what = f"after {evidence.step} steps {symptom}"
     cure = (
         "Try to overfit 16 samples first (check(model, data, budget='full')): look whether inputs and labels belong "
@@ -149,18 +150,23 @@ def not_learning(evidence: Evidence, t: Thresholds) -> Finding | None:
 def diverging(evidence: Evidence, t: Thresholds) -> Finding | None:
     """A loss far above where it began, or one that has lost what it had gained."""
     symptom, curve = evidence.symptom, evidence.curve
+    if curve is not None and evidence.is_negated and curve.windows:
+        what = f"what is minimised is the negative of a loss, which has grown from {-_start(evidence):.4g} to "
+        cure = "Return the loss itself: the optimizer makes it small"
+        return _finding("diverging", "error", "loss", f"{what}{-curve.level:.4g}", cure, evidence)
     if curve is None or not (symptom.rising or symptom.lost):
         return None
     best = curve.best
     least = math.nan if best is None else best.mean
     what = f"the loss is {symptom.level:.4g}; it began at {curve.start(t.start):.4g}, and the best was {least:.4g}"
     cure = "Lower the learning rate by a factor of 3 to 10, warm it up, or clip the gradient"
-    return _finding("diverging", "error", "loss", what, cure, evidence)
+    severity: Severity = "error" if symptom.is_broken else "warning"
+    return _finding("diverging", severity, "loss", what, cure, evidence)
 
 
 def oscillating(evidence: Evidence, t: Thresholds) -> Finding | None:
     """Losses that go up and down far more than at the beginning, and do not fall."""
-    what = _swing(evidence, t)
+    what = _swing(evidence, t) or _hump(evidence, t)
     if what is None:
         return None
     cure = "Lower the learning rate (or the momentum), or use larger batches"
@@ -172,24 +178,37 @@ def _swing(evidence: Evidence, t: Thresholds) -> str | None:
     if curve is None or len(curve.windows) < 4 or falls(curve.windows, t):
         return None
     recent = curve.recent[-100:]
+    start = abs(curve.start(t.start))
     level, spread = abs(statistics.median(recent)), statistics.pstdev(recent)
-    if not level or spread < t.swing_size * level:
+    if not level or spread < t.swing_size * max(start if evidence.guess is None else evidence.guess, level):
         return None
     zigzag = alternation(recent)
     if zigzag < t.swing:
         return f"the loss goes up and down with every step (autocorrelation {zigzag:.2f}) about {level:.4g}"
-    start = abs(curve.start(t.start))
     before, now = curve.noise / start if start else math.inf, noise_of(recent) / level
     if now > t.swing_growth * before and now > 0.5:
         return f"the losses of neighbouring steps differ by {now:.0%} of their level, at the start by {before:.0%}"
     return None
 
 
+def _hump(evidence: Evidence, t: Thresholds) -> str | None:
+    """Tell whether the loss has just risen again by a good part of all that there is to gain."""
+    curve = evidence.curve
+    if curve is None or len(curve.windows) < 4:
+        return None
+    best = min(curve.windows[:-2], key=lambda window: window.mean)
+    reference = abs(curve.start(t.start) if evidence.guess is None else evidence.guess)
+    rise = min(window.median for window in curve.windows[-2:]) - best.mean
+    if not rise > max(t.hump * reference, t.rise_noise * best.error):
+        return None
+    return f"the loss has risen again, from {best.mean:.4g} to {curve.level:.4g}"
+
+
 def lr_too_high(evidence: Evidence, t: Thresholds) -> Finding | None:
     """Updates that are large beside the weights, while the loss is bad."""
     symptom = evidence.symptom
     ratios = [r.total_ratio for r in evidence.norms if math.isfinite(r.total_ratio)]
-    swings = _swing(evidence, t)
+    swings = _swing(evidence, t) or _hump(evidence, t)
     grew = evidence.broken is not None and _grew(evidence)
     if not ratios or not (symptom or swings or grew):
         return None
@@ -238,13 +257,13 @@ def _hardly_fell(evidence: Evidence) -> bool:
 def overfitting(evidence: Evidence, t: Thresholds) -> Finding | None:
     """A validation loss that has risen for a while, while the training loss has fallen."""
     curve, checks = evidence.curve, [(s, v) for s, v in evidence.validation if math.isfinite(v)]
-    if curve is None or len(checks) <= t.overfit_checks or not curve.windows:
+    if curve is None or evidence.is_negated or len(checks) <= t.overfit_checks or not curve.windows:
         return None
     at = min(range(len(checks)), key=lambda i: checks[i][1])
     step, best = checks[at]
     since = checks[at + 1 :]
     then = [w for w in curve.windows if w.end <= step][-1:] or curve.windows[:1]
-    bound = best + t.overfit_rise * abs(best)
+    bound = best + max(t.overfit_rise * abs(best), t.overfit_lost * (checks[0][1] - best))
     if len(since) < t.overfit_checks or any(v <= bound for _, v in since[-t.overfit_checks :]):
         return None
     fall = then[0].median - curve.level

@@ -18,14 +18,16 @@ class Thresholds:
         max_wait: see ``planned_share``.
         significance: standard errors by which the loss must have fallen to have learned something.
         least_gain: share of the reference (what guessing gives, or the start) by which it must have fallen, too.
+        barely: share of what guessing gives above which the loss has fallen by next to nothing.
         above_guess: factor on the loss of guessing above which the model is worse than guessing.
         rise: share of the start by which the loss must be above it to diverge.
         rise_noise: the same in standard deviations of one step's loss.
         lost: share of all that was gained that must be lost again to diverge.
         lost_gain: share of the reference that must have been gained for that.
         swing: lag-one autocorrelation of the losses below which they alternate.
-        swing_size: standard deviation of alternating losses, as a share of their level.
+        swing_size: standard deviation of swinging losses, as a share of their level and of the reference.
         swing_growth: factor by which the relative swing of the losses has grown since the start.
+        hump: share of the reference by which the loss must have risen again, for two windows, to oscillate.
         stalled_level: share of the reference above which a loss that no longer falls is one that stalled.
         high_ratio: update ratio (of all weights together) that is too high where the loss does not fall.
         high_first_ratio: the same in the first steps.
@@ -41,6 +43,7 @@ class Thresholds:
         clipped_records: records before that is judged.
         clipped_factor: median factor of clipping below which it is a warning.
         overfit_rise: share of its best value by which the validation loss must have risen.
+        overfit_lost: the same as a share of all that it had gained since the first validation.
         overfit_checks: validations in a row since the best one.
         stagnant_share: share of the run without a better loss.
         stagnant_steps: steps without a better loss, at least.
@@ -62,6 +65,7 @@ class Thresholds:
     max_wait: int = 1000
     significance: float = 3.0
     least_gain: float = 0.02
+    barely: float = 0.95
     above_guess: float = 1.2
     rise: float = 0.5
     rise_noise: float = 6.0
@@ -70,6 +74,7 @@ class Thresholds:
     swing: float = -0.5
     swing_size: float = 0.1
     swing_growth: float = 5.0
+    hump: float = 0.2
     stalled_level: float = 0.5
     high_ratio: float = 0.05
     high_first_ratio: float = 0.5
@@ -84,10 +89,11 @@ class Thresholds:
     clipped_records: int = 8
     clipped_factor: float = 0.1
     overfit_rise: float = 0.1
+    overfit_lost: float = 0.3
     overfit_checks: int = 3
     stagnant_share: float = 0.5
     stagnant_steps: int = 500
-    gradient_noise: float = 100.0
+    gradient_noise: float = 1000.0
 
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self)):

@@ -16,6 +16,7 @@ from lightning_tricks.plots._search import parallel_coordinates as parallel_coor
 from lightning_tricks.plots._search import search_importance as search_importance
 from lightning_tricks.plots._search import search_points as search_points
 from lightning_tricks.plots._search import search_progress as search_progress
+from lightning_tricks.plots._search_pairs import search_pairs as search_pairs
 from lightning_tricks.plots._style import COLORS as COLORS
 from lightning_tricks.plots._style import DASHES as DASHES
 from lightning_tricks.plots._style import new_figure as new_figure

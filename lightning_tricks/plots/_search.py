@@ -89,8 +89,8 @@ def search_points(
     if not points:
         raise UserInputError("search_points needs at least one finished trial, but got none.")
     names = list(dict.fromkeys(name for point in points for name in point))
-    numeric = [name for name in names if all(_is_number(p[name]) for p in points if name in p)]
-    pair = _pair(points, values, numeric)
+    numeric = [name for name in names if all(is_number(p[name]) for p in points if name in p)]
+    pair = _pair(points, [-value for value in values] if maximize else values, numeric)
     columns = min(3, len(names) + bool(pair))
     rows = -(-(len(names) + bool(pair)) // columns)
     figure, axes = new_figure(rows, columns, width=3.4 * columns, height=3.0 * rows, squeeze=False)
@@ -185,7 +185,20 @@ def parallel_coordinates(
     return figure
 
 
-def _is_number(value: Any) -> bool:
+def log_axis(ax: Axes, which: str, values: Sequence[float]) -> None:
+    """Make an axis logarithmic, with few labels that can be read also where it spans less than two decades."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    ax.set(**{f"{which}scale": "log"})
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    axis.set_minor_formatter(NullFormatter())
+    if max(values) < 100 * min(values):
+        axis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=6))
+        axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether a hyperparameter's value has a place on an axis."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -209,7 +222,7 @@ def _one(
     best = (max if maximize else min)(pairs, key=lambda pair: pair[1])
     ax.scatter(*best, s=60, marker="*", color=COLORS[1], zorder=3)
     if log:
-        ax.set_xscale("log")
+        log_axis(ax, "x", [x for x, _ in pairs])
     if min(values) > 0 and max(values) > 20 * min(values):
         ax.set_yscale("log")
     shown = [(number, window[name]) for number, window in enumerate(windows) if name in window]
@@ -228,19 +241,23 @@ def _make_room_below(ax: Axes, share: float) -> None:
     ax.set_ylim(bottom=float(backward.transform(np.array([high - (high - low) / (1 - share)]))[0]))
 
 
-def _pair(points: Sequence[Mapping[str, Any]], values: Sequence[float], names: Sequence[str]) -> tuple[str, ...]:
+def _pair(points: Sequence[Mapping[str, Any]], losses: Sequence[float], names: Sequence[str]) -> tuple[str, ...]:
     """Return the two numbers whose distance from the best point goes best with the value; none if there are not two."""
     everywhere = [name for name in names if all(name in p for p in points)]
     if len(everywhere) < 2 or len(points) < 3:
         return ()
-    ranks = np.argsort(np.argsort(values))
+    return tuple(sorted(sorted(everywhere, key=lambda name: strength(points, losses, name))[-2:], key=everywhere.index))
 
-    def strength(name: str) -> float:
-        x = np.argsort(np.argsort([p[name] for p in points]))
-        away = np.abs(x - x[int(np.argmin(values))])
-        return float(abs(np.corrcoef(away, ranks)[0, 1])) if np.ptp(away) else 0.0
 
-    return tuple(sorted(sorted(everywhere, key=strength)[-2:], key=everywhere.index))
+def strength(points: Sequence[Mapping[str, Any]], losses: Sequence[float], name: str) -> float:
+    """Return how well the distance from the best point along one number goes with the losses, in [0, 1]."""
+    having = [(p[name], loss) for p, loss in zip(points, losses, strict=True) if name in p]
+    order = np.array([loss for _, loss in having])
+    x = np.argsort(np.argsort([value for value, _ in having]))
+    away = np.abs(x - x[int(order.argmin())])
+    if not np.ptp(away):
+        return 0.0
+    return float(abs(np.corrcoef(away, np.argsort(np.argsort(order)))[0, 1]))
 
 
 def _plane(
@@ -263,8 +280,9 @@ def _plane(
         if x in window and y in window:
             (x0, x1), (y0, y1) = window[x], window[y]
             ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=COLORS[2], linewidth=1.2))
-    ax.set_xscale("log" if x in log else "linear")
-    ax.set_yscale("log" if y in log else "linear")
+    for which, name in (("x", x), ("y", y)):
+        if name in log:
+            log_axis(ax, which, [p[name] for p in points])
     ax.set(xlabel=x, ylabel=y)
     figure.colorbar(shown, ax=ax, label="rank (0 is best)")
 
@@ -273,7 +291,7 @@ def _place(value: Any, column: Sequence[Any], *, log: bool) -> float:
     """Return where a value lies on its axis, in [0, 1]; NaN for a missing one."""
     if value is None:
         return np.nan
-    if not all(map(_is_number, column)):
+    if not all(map(is_number, column)):
         options = sorted(set(map(str, column)))
         return options.index(str(value)) / max(1, len(options) - 1)
     scale = np.log if log and min(column) > 0 else np.asarray
@@ -282,7 +300,7 @@ def _place(value: Any, column: Sequence[Any], *, log: bool) -> float:
 
 
 def _ends(column: Sequence[Any]) -> list[tuple[float, str]]:
-    if all(map(_is_number, column)):
+    if all(map(is_number, column)):
         low, high = min(column), max(column)
         return [(0.5, f"{low:.3g}")] if low == high else [(0.0, f"{low:.3g}"), (1.0, f"{high:.3g}")]
     options = sorted(set(map(str, column)))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lightning_tricks.tune._explain import explain as explain
     from lightning_tricks.tune._grid_and_random import SlotGridSampler as SlotGridSampler
     from lightning_tricks.tune._grid_and_random import SlotRandomSampler as SlotRandomSampler
+    from lightning_tricks.tune._join import join as join
     from lightning_tricks.tune._result import SearchResult as SearchResult
     from lightning_tricks.tune._search import search as search
     from lightning_tricks.tune._space import Choice as Choice
@@ -33,6 +34,7 @@ _HOME = {
     "SlotRandomSampler": ("_grid_and_random", True),
     "cross_validate": ("_cross_validate", False),
     "explain": ("_explain", True),
+    "join": ("_join", True),
     "search": ("_search", True),
 }
 

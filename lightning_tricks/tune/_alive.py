@@ -46,6 +46,20 @@ def _start_of(pid: int) -> str | None:
     return "dead" if fields[0] in "ZX" else fields[19]  # proc(5): state is field 3, starttime field 22
 
 
+def beat(folder: Path, count: int) -> None:
+    """Leave a sign of life in a run's folder: a count, because clocks of machines differ."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "heartbeat").write_text(f"{platform.node()} {os.getpid()} {count}\n", encoding="utf-8")
+
+
+def read_beat(folder: Path) -> str | None:
+    """Return a run's last sign of life, if there is one that this machine can see."""
+    try:
+        return (folder / "heartbeat").read_text(encoding="utf-8")
+    except OSError:
+        return None
+
+
 class Pulse:
     """A daemon thread that beats for every trial of this process, as long as there are any.
 

@@ -8,12 +8,13 @@ from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from lightning_tricks.tune._history import Finished, choices_in_round, history_of, window_in_round
+from lightning_tricks.tune._history import Finished, choices_in_round, declared, history_of, windows_in_round
 from lightning_tricks.tune._ledger import Ledger
 from lightning_tricks.tune._plan import Plan, latin_hypercube
 from lightning_tricks.tune._rules import Rules
 from lightning_tricks.tune._scales import is_categorical
 from lightning_tricks.tune._slots import SlotSampler, at_unit
+from lightning_tricks.tune._windows import Window
 
 # Of the points of a round, every so many look for a parameter outside of the window that the user gave for it.
 _EVERY = 4
@@ -23,8 +24,9 @@ class CoarseToFineSampler(SlotSampler):
     """The lecture's search, coarse to fine: a wide round of points, then smaller and smaller windows around the best.
 
     Half of the budget goes into a coarse round, the rest into four fine rounds; the points of a round are a Latin
-    hypercube. After a round each number's window is halved around the weighted mean of the four best points; if the
-    best lies near an edge, the window moves there instead, out of a given first window if need be, as far as the limits
+    hypercube. After a round each number's window is halved around a centre half-way between the weighted mean of the
+    four best points and the lowest point of a parabola fitted to the losses; if the best lies near an edge, the window
+    moves there instead, out of a given first window if need be, as far as the limits
     that the objective declares. Lists of choices lose the worse half of what was tried. The declared ranges never
     change (the windows live in here), so that other samplers, importances and pictures work on the same study.
 
@@ -81,9 +83,10 @@ class CoarseToFineSampler(SlotSampler):
         self.rules = Rules.checked(n_trials, coarse, rounds, shrink, margin, windows)
         self.wait = wait
         self._known: dict[int, list[Finished]] = {}  # what a trial knew when it began, by its number
+        self._windows: dict[int, dict[str, Window]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_known": {}}
+        return {**super().__getstate__(), "_known": {}, "_windows": {}}
 
     @property
     def plan(self) -> Plan:
@@ -134,9 +137,22 @@ class CoarseToFineSampler(SlotSampler):
             return choices[kept[int(unit * len(kept))]]
         if name in self.rules.windows and place.index % _EVERY == _EVERY - 1:
             return at_unit(distribution, unit)
-        window = window_in_round(known, name, distribution, place.round, self.rules)
+        window = self._window(known, trial.number, place.round, name, distribution)
         return at_unit(distribution, window.low + unit * window.width)
+
+    def _window(
+        self, known: list[Finished], number: int, round_number: int, name: str, distribution: BaseDistribution
+    ) -> Window:
+        """Return a parameter's window; those of a trial are worked out once."""
+        windows = self._windows.get(number)
+        if windows is None or name not in windows:
+            distributions = {**declared(known), name: distribution}
+            windows = windows_in_round(known, distributions, round_number, self.rules)
+            if number in self._known:
+                self._windows[number] = windows
+        return windows[name]
 
     def _end(self, trial: FrozenTrial) -> None:
         super()._end(trial)
         self._known.pop(trial.number, None)
+        self._windows.pop(trial.number, None)

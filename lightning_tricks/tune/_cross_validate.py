@@ -25,7 +25,7 @@ MakeLogger = Callable[[int], Logger]
 
 def cross_validate(
     make_model: Callable[[], LightningModule],
-    data: SplitDataModule,
+    data: SplitDataModule[Any],
     k: int = 5,
     *,
     repeats: int = 1,
@@ -128,7 +128,7 @@ def _checked_model(model: Any, before: LightningModule | None, *, predict: bool)
 
 
 def _run_fold(
-    trainer: Trainer, model: LightningModule, data: SplitDataModule, fold: Fold, *, predict: bool
+    trainer: Trainer, model: LightningModule, data: SplitDataModule[Any], fold: Fold, *, predict: bool
 ) -> FoldResult:
     trainer.fit(model, datamodule=data)
     rows = list(fold.val)

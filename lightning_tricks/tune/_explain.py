@@ -12,10 +12,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lightning_tricks._base import UserInputError
 from lightning_tricks.tune._coarse_to_fine import CoarseToFineSampler
-from lightning_tricks.tune._history import Finished, choices_in_round, history_of, window_in_round
+from lightning_tricks.tune._history import Finished, choices_in_round, history_of, windows_in_round
 from lightning_tricks.tune._ledger import Ledger
 from lightning_tricks.tune._rules import Rules
 from lightning_tricks.tune._scales import from_unit, is_categorical, to_unit
+from lightning_tricks.tune._windows import Window
 
 _PREFIX = f"lightning_tricks:{CoarseToFineSampler._kind}"
 # With fewer results, a best near a limit is chance: of three points one in ten lies there on every axis.
@@ -50,10 +51,22 @@ def windows_by_round(study: Study) -> list[dict[str, RoundWindow]]:
     rules, ledger = _read(study)
     history = history_of(ledger, rules.plan, maximize=study.direction == StudyDirection.MAXIMIZE)
     begun = [rules.plan.locate(slot).round for slot in map(ledger.slot, ledger.trials) if slot is not None]
-    return [
-        {name: _window(history, name, d, number, rules) for name, d in _distributions(ledger.trials).items()}
-        for number in range(max(begun, default=-1) + 1)
-    ]
+    distributions = _distributions(ledger.trials)
+    rounds = []
+    for number in range(max(begun, default=-1) + 1):
+        windows = windows_in_round(history, distributions, number, rules)
+        rounds.append({name: _window(history, name, d, number, windows) for name, d in distributions.items()})
+    return rounds
+
+
+def rounds_of(study: Study) -> dict[int, int]:
+    """Return the round of each trial that has a slot, by the trial's number.
+
+    Raises:
+        UserInputError: if the study holds no coarse-to-fine search.
+    """
+    rules, ledger = _read(study)
+    return {t.number: rules.plan.locate(slot).round for t in ledger.trials if (slot := ledger.slot(t)) is not None}
 
 
 def explain(study: Study) -> str:
@@ -88,7 +101,7 @@ def explain(study: Study) -> str:
     lines = []
     for number, windows in enumerate(windows_by_round(study)):
         lines += _headline(ledger, rules, history, number, sign)
-        lines += [f"  {name}: {_words(window)}" for name, window in windows.items()]
+        lines += [f"  {name}: {window_in_words(window)}" for name, window in windows.items()]
     return "\n".join([*lines, *edge_warnings(study)])
 
 
@@ -132,13 +145,15 @@ def _distributions(trials: Sequence[FrozenTrial]) -> Mapping[str, BaseDistributi
     return {name: d for trial in trials for name, d in trial.distributions.items() if not d.single()}
 
 
-def _window(history: list[Finished], name: str, distribution: Any, number: int, rules: Rules) -> RoundWindow:
+def _window(
+    history: list[Finished], name: str, distribution: Any, number: int, windows: Mapping[str, Window]
+) -> RoundWindow:
     if is_categorical(distribution):
         kept = choices_in_round(history, name, distribution.choices, number)
         before = choices_in_round(history, name, distribution.choices, max(0, number - 1))
         reason = "first window" if number == 0 else "the worse half was dropped" if len(kept) < len(before) else "kept"
         return RoundWindow(None, None, tuple(distribution.choices[index] for index in kept), reason)
-    window = window_in_round(history, name, distribution, number, rules)
+    window = windows[name]
     return RoundWindow(from_unit(distribution, window.low), from_unit(distribution, window.high), None, window.reason)
 
 
@@ -152,7 +167,8 @@ def _headline(ledger: Ledger, rules: Rules, history: list[Finished], number: int
     return [f"{name}: {done} of {size} trials finished, {best}"]
 
 
-def _words(window: RoundWindow) -> str:
+def window_in_words(window: RoundWindow) -> str:
+    """Return a window as text."""
     if window.choices is not None:
         text = ", ".join(map(str, window.choices))
     else:

@@ -5,15 +5,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
 from lightning_tricks._base import UserInputError
 from lightning_tricks.tune._ledger import Ledger
+from lightning_tricks.tune._parabola import vertex
 from lightning_tricks.tune._plan import Plan
 from lightning_tricks.tune._rules import Rules
 from lightning_tricks.tune._scales import is_categorical, to_unit
 from lightning_tricks.tune._windows import Window, kept_choices, shrunk
+
+# A parabola is fitted to the points in windows this much wider.
+_NEAR = 1.5
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Finished:
         order: breaks ties; does not depend on who finished first.
         params: its parameters.
         number: of the trial.
+        distributions: of the parameters, as declared.
     """
 
     round: int
@@ -33,6 +39,7 @@ class Finished:
     order: tuple[int, int]
     params: Mapping[str, Any]
     number: int
+    distributions: Mapping[str, BaseDistribution]
 
 
 def history_of(ledger: Ledger, plan: Plan, *, maximize: bool) -> list[Finished]:
@@ -47,25 +54,61 @@ def history_of(ledger: Ledger, plan: Plan, *, maximize: bool) -> list[Finished]:
         if trial.state == TrialState.COMPLETE and trial.value is not None and math.isfinite(trial.value):
             loss = -trial.value if maximize else trial.value
         order = (at, int(slot is None))
-        finished.append(Finished(plan.locate(at).round, loss, order, trial.params, trial.number))
+        finished.append(Finished(plan.locate(at).round, loss, order, trial.params, trial.number, trial.distributions))
     return sorted(finished, key=lambda f: (f.loss, f.order, f.number))
 
 
-def window_in_round(
-    history: Sequence[Finished], name: str, distribution: BaseDistribution, round_number: int, rules: Rules
-) -> Window:
-    """Return a number's window in a round: the first one, changed at the end of every round before.
+def windows_in_round(
+    history: Sequence[Finished], distributions: Mapping[str, BaseDistribution], round_number: int, rules: Rules
+) -> dict[str, Window]:
+    """Return the numbers' windows in a round: the first ones, changed at the end of every round before.
 
-    A round in which fewer than two results have the parameter (a conditional one) leaves its window alone.
+    A round in which fewer than two results have a parameter (a conditional one) leaves its window alone.
     """
-    window = first_window(name, distribution, rules)
-    mine = [f for f in history if name in f.params and math.isfinite(f.loss) and _is_number(f.params[name])]
+    numbers = {name: d for name, d in distributions.items() if not is_categorical(d)}
+    windows = {name: first_window(name, d, rules) for name, d in numbers.items()}
+    places = [_places(f, numbers) if math.isfinite(f.loss) else {} for f in history]
     for number in range(round_number):
-        if sum(f.round == number for f in mine) < 2:
-            continue
-        best_first = [to_unit(distribution, f.params[name]) for f in mine if f.round <= number]
-        window = shrunk(window, best_first, shrink=rules.shrink, margin=rules.margin)
-    return window
+        known = [(f, at) for f, at in zip(history, places, strict=True) if f.round <= number]
+        windows = {name: _next(window, name, known, windows, number, rules) for name, window in windows.items()}
+    return windows
+
+
+Known = Sequence[tuple[Finished, Mapping[str, float]]]
+
+
+def _places(finished: Finished, numbers: Mapping[str, BaseDistribution]) -> dict[str, float]:
+    params = finished.params
+    return {n: to_unit(d, params[n]) for n, d in numbers.items() if n in params and _is_number(params[n])}
+
+
+def _next(window: Window, name: str, known: Known, windows: Mapping[str, Window], number: int, rules: Rules) -> Window:
+    """Return a window after round ``number``."""
+    mine = [(f, at) for f, at in known if name in at]
+    if sum(f.round == number for f, _ in mine) < 2:
+        return window
+    lowest = _lowest(window, name, mine, windows)
+    return shrunk(window, [at[name] for _, at in mine], lowest, shrink=rules.shrink, margin=rules.margin)
+
+
+def _lowest(window: Window, name: str, mine: Known, windows: Mapping[str, Window]) -> float | None:
+    """Return where the losses around the windows have their minimum; None if there are too few to tell."""
+    others = [n for n in windows if n != name and all(n in at for _, at in mine)]
+    axes = [name, *others]
+    middle = np.array([(windows[n].low + windows[n].high) / 2 for n in axes])
+    half = np.array([windows[n].width / 2 for n in axes])
+    z = (np.array([[at[n] for n in axes] for _, at in mine]) - middle) / half  # (N, D)
+    near = (np.abs(z) <= _NEAR).all(axis=1)
+    if near.sum() < len(axes) + 2:
+        return None
+    losses = np.array([f.loss for f, _ in mine])[near]
+    return float(middle[0] + half[0] * vertex(z[near], losses)[0])
+
+
+def declared(history: Sequence[Finished]) -> dict[str, BaseDistribution]:
+    """Return the distributions of all parameters that finished trials have, those of the latest trial."""
+    by_number = sorted(history, key=lambda f: f.number)
+    return {name: d for f in by_number for name, d in f.distributions.items() if not d.single()}
 
 
 def choices_in_round(history: Sequence[Finished], name: str, choices: Sequence[Any], round_number: int) -> list[int]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from lightning_tricks._base import UserInputError, check_choice
 from lightning_tricks.tune._coarse_to_fine import CoarseToFineSampler
 from lightning_tricks.tune._grid_and_random import SlotGridSampler, SlotRandomSampler
+from lightning_tricks.tune._keyed import KeyedSampler
 from lightning_tricks.tune._space import Choice, Hyperparameter, Int, Space
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Chosen:
     first: int = 0
 
 
-def choose(method: "Method | BaseSampler", space: Space, *, trials: int, seed: int) -> Chosen:
+def choose(method: "Method | BaseSampler", space: Space, *, trials: int, seed: int, grace: float = 120.0) -> Chosen:
     """Return the method for a search.
 
     Raises:
@@ -53,8 +54,8 @@ def choose(method: "Method | BaseSampler", space: Space, *, trials: int, seed: i
     if method == "auto":
         method, reason = _recommended(space, trials)
     if method == "grid":
-        return _grid(space, trials, seed, reason)
-    return _sampler(method, space, trials, seed, reason)
+        return _grid(space, trials, seed, reason, grace)
+    return _sampler(method, space, trials, seed, reason, grace)
 
 
 def _recommended(space: Space, trials: int) -> tuple[Method, str]:
@@ -70,7 +71,7 @@ def _recommended(space: Space, trials: int) -> tuple[Method, str]:
     return "coarse_to_fine", reason
 
 
-def _grid(space: Space, trials: int, seed: int, reason: str) -> Chosen:
+def _grid(space: Space, trials: int, seed: int, reason: str, grace: float) -> Chosen:
     if callable(space):
         raise UserInputError("method='grid' needs a dict of hyperparameters, but got a function of the trial.")
     levels = 1
@@ -81,7 +82,8 @@ def _grid(space: Space, trials: int, seed: int, reason: str) -> Chosen:
             f"the grid has {_points(space, levels)} points, but {trials=}. Give more trials, fewer values, or another "
             "method."
         )
-    sampler = SlotGridSampler({name: entry.values(levels) for name, entry in space.items()}, seed=seed, retries=0)
+    grid = {name: entry.values(levels) for name, entry in space.items()}
+    sampler = SlotGridSampler(grid, seed=seed, retries=0, grace=grace)
     return Chosen("grid", reason, sampler, min(trials, len(sampler)))
 
 
@@ -89,18 +91,18 @@ def _points(space: Mapping[str, Hyperparameter], levels: int) -> int:
     return math.prod(len(entry.values(levels)) for entry in space.values())
 
 
-def _sampler(method: str, space: Space, trials: int, seed: int, reason: str) -> Chosen:
+def _sampler(method: str, space: Space, trials: int, seed: int, reason: str, grace: float) -> Chosen:
     import optuna
 
     if method == "random":
-        return Chosen(method, reason, SlotRandomSampler(seed=seed), trials)
+        return Chosen(method, reason, SlotRandomSampler(seed=seed, grace=grace), trials)
     if method == "tpe":
-        return Chosen(method, reason, optuna.samplers.TPESampler(seed=seed % 2**32), trials)
+        return Chosen(method, reason, KeyedSampler(lambda key: optuna.samplers.TPESampler(seed=key), seed), trials)
+    gp = KeyedSampler(lambda key: optuna.samplers.GPSampler(seed=key), seed)
     if method == "gp":
-        return Chosen(method, reason, optuna.samplers.GPSampler(seed=seed % 2**32), trials)
+        return Chosen(method, reason, gp, trials)
     windows = {} if callable(space) else {n: w for n, e in space.items() if (w := getattr(e, "window", None))}
-    sampler = CoarseToFineSampler(trials, seed=seed, windows=windows)
+    sampler = CoarseToFineSampler(trials, seed=seed, windows=windows, grace=grace)
     if method == "coarse_to_fine":
         return Chosen(method, reason, sampler, trials)
-    gp = optuna.samplers.GPSampler(seed=seed % 2**32)
     return Chosen(method, reason, sampler, trials, then=gp, first=sampler.plan.sizes[0])

@@ -1,15 +1,23 @@
 """From a study to pictures."""
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.study import StudyDirection
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from lightning_tricks._base import UserInputError
-from lightning_tricks.plots._search import parallel_coordinates, search_importance, search_points, search_progress
-from lightning_tricks.tune._explain import windows_by_round
+from lightning_tricks.plots import (
+    parallel_coordinates,
+    search_importance,
+    search_pairs,
+    search_points,
+    search_progress,
+)
+from lightning_tricks.plots._search import is_number
+from lightning_tricks.tune._explain import rounds_of, windows_by_round
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,14 +35,28 @@ def pictures_of(study: optuna.Study) -> "dict[str, Figure]":
     log = [name for t in done for name, d in t.distributions.items() if getattr(d, "log", False)]
     windows = _windows(study)
     pictures = {
-        "progress": search_progress([t.value if t in done else None for t in trials], maximize=maximize),
+        "progress": search_progress(
+            [t.value if t in done else None for t in trials], maximize=maximize, rounds=_round_starts(study, trials)
+        ),
         "points": search_points(points, values, log=log, windows=windows, maximize=maximize),
         "parallel": parallel_coordinates(points, values, log=log, maximize=maximize),
     }
+    if sum(all(is_number(p.get(name)) for p in points) for name in points[0]) > 1:
+        pictures["pairs"] = search_pairs(points, values, log=log, windows=windows, maximize=maximize)
     importance = _importance(study) if len(done) >= _FEWEST_FOR_IMPORTANCE else {}
     if importance:
         pictures["importance"] = search_importance(importance)
     return pictures
+
+
+def _round_starts(study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[int]:
+    """Return at which of the trials a new round begins."""
+    try:
+        rounds = rounds_of(study)
+    except UserInputError:  # not a coarse-to-fine search
+        return []
+    known = [(i, rounds[t.number]) for i, t in enumerate(trials) if t.number in rounds]
+    return [next(i for i, r in known if r == number) for number in sorted({r for _, r in known} - {0})]
 
 
 def _windows(study: optuna.Study) -> list[dict[str, tuple[float, float]]]:

@@ -7,6 +7,7 @@ import pickle
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal
@@ -14,6 +15,8 @@ from typing import Any, Literal
 import torch
 
 from lightning_tricks._base import UserInputError, check_choice
+from lightning_tricks.tune._alive import Pulse, Watch, beat
+from lightning_tricks.tune._claim import Claim
 from lightning_tricks.tune._trial_process import Job, result_file, run_job
 
 StartMethod = Literal["auto", "fork", "forkserver", "spawn"]
@@ -71,9 +74,8 @@ class Run:
         if self.process.is_alive():
             return None
         self.process.join()
-        path = result_file(self.job)
-        if path.exists():
-            result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        result = read_result(self.job)
+        if result is not None:
             return result
         if self.starts < MOST_STARTS:
             self._start()
@@ -95,13 +97,19 @@ def run_in_process(job: Job) -> None:
     run_job(job)
 
 
-def finished_before(job: Job) -> dict[str, Any] | None:
-    """Return the result that an earlier search left, if it is no failure."""
+def read_result(job: Job) -> dict[str, Any] | None:
+    """Return what a training process has left, if it ended."""
     path = result_file(job)
     if not path.exists():
         return None
     result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return result if result["status"] != "failed" else None
+    return result
+
+
+def finished_before(job: Job) -> dict[str, Any] | None:
+    """Return the result that an earlier search left, if it is no failure."""
+    result = read_result(job)
+    return result if result is not None and result["status"] != "failed" else None
 
 
 def with_share(job: Job, place: int, workers: int) -> Job:
@@ -130,32 +138,93 @@ class Pool:
         job: what all of them share.
         workers: how many run at a time.
         context: how their processes start.
+        grace: seconds without a heartbeat after which another search's training counts as dead.
     """
 
     job: Job
     workers: int
     context: BaseContext
+    grace: float = 120.0
 
     def run(self, job: Job, place: int) -> Run:
         """Start a training at one of the places."""
         return Run(with_share(job, place, self.workers), self.context)
 
     def results(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
-        """Run jobs, some at a time, and return their results in order; what is done already is not done again."""
-        results = {i: done for i, job in enumerate(jobs) if (done := finished_before(job)) is not None}
-        waiting = [i for i in range(len(jobs)) if i not in results]
-        running: dict[int, tuple[int, Run]] = {}  # place -> job's number, run
+        """Run jobs, some at a time, and return their results in order.
+
+        What is done already is not done again, and searches that share the folder share the jobs.
+        """
+        return Batch(self, jobs).results()
+
+
+class Batch:
+    """Jobs that all searches of a folder want done.
+
+    Args:
+        pool: how trainings are started.
+        jobs: what is to be run.
+    """
+
+    def __init__(self, pool: Pool, jobs: Sequence[Job]) -> None:
+        self.pool = pool
+        self.jobs = jobs
+        self.done = {i: result for i, job in enumerate(jobs) if (result := finished_before(job)) is not None}
+        self.running: dict[int, tuple[int, Run]] = {}  # place -> job's number, run
+        self.watch, self.pulse = Watch(pool.grace), Pulse(pool.grace / 4)
+        self.elsewhere: set[int] = set()
+
+    def results(self) -> list[dict[str, Any]]:
+        """Run until all are done, here or elsewhere."""
         try:
-            while waiting or running:
-                for place in set(range(self.workers)) - set(running):
-                    if waiting:
-                        running[place] = waiting[0], self.run(jobs[waiting.pop(0)], place)
-                for place, (i, run) in list(running.items()):
-                    if (result := run.poll()) is not None:
-                        results[i] = result
-                        del running[place]
-                time.sleep(0.02)
+            while len(self.done) < len(self.jobs):
+                self._start()
+                for place in list(self.running):
+                    self._look_at(place)
+                time.sleep(0.02 if self.running else 0.2)
         finally:
-            for _, run in running.values():
+            for i, run in self.running.values():
                 run.kill()
-        return [results[i] for i in range(len(jobs))]
+                self._end(i)
+        return [self.done[i] for i in range(len(self.jobs))]
+
+    def _start(self) -> None:
+        for place in set(range(self.pool.workers)) - set(self.running):
+            i = self._next()
+            if i is None:
+                return
+            self.pulse.start(i, partial(beat, self.jobs[i].folder))
+            self.running[place] = i, self.pool.run(self.jobs[i], place)
+
+    def _next(self) -> int | None:
+        """Claim a job; what another search has done in the meantime counts."""
+        mine = {i for i, _ in self.running.values()}
+        for i, job in enumerate(self.jobs):
+            if i in self.done or i in mine:
+                continue
+            claim = self._claim(i)
+            if not claim.take():
+                self.elsewhere.add(i)
+                continue
+            result = read_result(job)
+            if result is None or not (i in self.elsewhere or result["status"] != "failed"):
+                result_file(job).unlink(missing_ok=True)  # an earlier search's failure
+                return i
+            self.done[i] = result
+            claim.release()
+        return None
+
+    def _look_at(self, place: int) -> None:
+        i, run = self.running[place]
+        result = run.poll()
+        if result is not None:
+            self.done[i] = result
+            del self.running[place]
+            self._end(i)
+
+    def _end(self, i: int) -> None:
+        self.pulse.stop(i)
+        self._claim(i).release()
+
+    def _claim(self, i: int) -> Claim:
+        return Claim(self.jobs[i].folder, self.watch)

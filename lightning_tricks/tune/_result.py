@@ -84,9 +84,10 @@ class SearchResult:
         return "\n".join(lines)
 
     def pictures(self) -> "dict[str, Figure]":
-        """Return the regret curve, the points (with the windows of a coarse-to-fine search), and what mattered.
+        """Return the best value so far, the points (with the windows of a coarse-to-fine search), and what mattered.
 
-        Names: ``progress``, ``points``, ``parallel``, and ``importance`` if there are at least ten results.
+        Names: ``progress``, ``points``, ``pairs`` if there are at least two numbers, ``parallel``, and ``importance``
+        if there are at least ten results.
         """
         from lightning_tricks.tune._pictures import pictures_of
 
@@ -100,6 +101,18 @@ class SearchResult:
             figure.savefig(path, dpi=120)
             paths.append(path)
         return paths
+
+    def to_html(self, path: str | Path | None = None) -> Path:
+        """Write one page that needs nothing but itself: the winner, the windows, the pictures and all runs.
+
+        Args:
+            path: ``report.html`` in the folder if None.
+        """
+        from lightning_tricks.tune._report import write_report
+
+        path = self.folder / "report.html" if path is None else Path(path)
+        write_report(self, path)
+        return path
 
     def __str__(self) -> str:
         found = ", ".join(f"{name}={value!r}" for name, value in self.best_params.items())

@@ -1,22 +1,27 @@
 """The search's loop: ask for points, start trainings, pass reports on, tell results."""
 
+import math
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from lightning_tricks._base import UserInputError
-from lightning_tricks.tune._alive import this_worker
+from lightning_tricks._base import UserInputError, warn_once
+from lightning_tricks.tune._alive import Pulse, Watch, beat, this_worker
 from lightning_tricks.tune._coarse_to_fine import CoarseToFineSampler
 from lightning_tricks.tune._methods import Chosen
 from lightning_tricks.tune._pool import Pool, Run
 from lightning_tricks.tune._records import ordered, row_of, versions, write_settings, write_table
+from lightning_tricks.tune._reports import read_progress
 from lightning_tricks.tune._slots import SlotSampler
 from lightning_tricks.tune._space import Space
-from lightning_tricks.tune._study import RUN, WORKER, counted, repair
-from lightning_tricks.tune._trial_process import Job, called_with, read_progress
+from lightning_tricks.tune._study import PULSE, RUN, WORKER, counted, repair, running_elsewhere
+from lightning_tricks.tune._trial_process import Job, called_with
 
 # As KerasTuner does: a search whose trials all fail is not worth its electricity.
 _FAILURES_IN_A_ROW = 3
@@ -45,22 +50,32 @@ class Runner:
         self.progress = progress
         self.running: dict[int, tuple[Trial, Run, int]] = {}  # place -> trial, run, reports passed on
         self.failures: list[str] = []  # in a row
+        self.pulse = Pulse(pool.grace / 4)
+        self.watch = Watch(pool.grace)
+        self._looked = -math.inf  # when dead workers were looked for
 
     def run(self) -> None:
-        """Run until the budget is spent."""
-        repair(self.study, self.chosen.sampler)
+        """Run until the budget is spent and nobody else works on it."""
         from tqdm import tqdm  # type: ignore[import-untyped]
 
         with tqdm(total=self.chosen.trials, desc="search", disable=not self.progress) as bar:
             try:
-                while self._fill() or self.running:
+                while self._goes_on():
                     for place in list(self.running):
-                        self._look_at(place)
+                        self._look_after(place)
                     self._show(bar)
-                    time.sleep(0.02)
+                    time.sleep(0.02 if self.running else 0.2)
             finally:
                 self._abandon()
                 self.write_runs()
+
+    def _goes_on(self) -> bool:
+        """Look for what to do; tell whether this search has work or must wait for others, who may die."""
+        if time.monotonic() - self._looked > min(self.pool.grace / 4, 5):
+            repair(self.study, self.chosen.sampler, self.pool.job.folder, self.watch)
+            self._looked = time.monotonic()
+        mine = {trial.number for trial, _, _ in self.running.values()}
+        return self._fill() or bool(self.running) or running_elsewhere(self.study, mine)
 
     def _show(self, bar: Any) -> None:
         finished = sum(t.state.is_finished() for t in counted(self.study))
@@ -87,8 +102,15 @@ class Runner:
             except optuna.TrialPruned:  # the end of a grid
                 self.study.tell(trial, state=TrialState.PRUNED)
                 return False
-            self.running[place] = trial, self.pool.run(self._job(trial, params), place), 0
+            job = self._job(trial, params)
+            self.pulse.start(trial._trial_id, partial(self._beat, trial, job.folder))
+            self.running[place] = trial, self.pool.run(job, place), 0
         return True
+
+    def _beat(self, trial: Trial, folder: Path, count: int) -> None:
+        beat(folder, count)
+        if not isinstance(self.chosen.sampler, SlotSampler):  # which sends a pulse of its own to the storage
+            self.study._storage.set_trial_user_attr(trial._trial_id, PULSE, count)
 
     def _sampler(self, begun: int) -> "optuna.samplers.BaseSampler":
         return self.chosen.sampler if self.chosen.then is None or begun < self.chosen.first else self.chosen.then
@@ -102,13 +124,15 @@ class Runner:
         from dataclasses import replace
 
         _check_taken(params, [self.pool.job.make_model, self.pool.job.data, self.pool.job.callbacks])
-        slot, _ = self._place(self.study._storage.get_trial(trial._trial_id))
+        slot, round_number = self._place(self.study._storage.get_trial(trial._trial_id))
         run = trial.user_attrs.get(RUN) or (f"trial-{trial.number:03d}" if slot is None else f"run-{slot:03d}")
         trial.set_user_attr(RUN, run)
         trial.set_user_attr(WORKER, this_worker())
         if params != trial.params:  # a function of the trial may compute
             trial.set_user_attr("params", params)
-        job = replace(self.pool.job, folder=self.pool.job.folder / run, params=params)
+        prune = self.prune and round_number != 0
+        job = replace(self.pool.job, folder=self.pool.job.folder / run, params=params, prune=prune)
+        beat(job.folder, 0)
         write_settings(job.folder / "hparams.yaml", self._settings(job, trial.number, {"status": "running"}))
         return job
 
@@ -122,22 +146,35 @@ class Runner:
 
     # Watching.
 
+    def _look_after(self, place: int) -> None:
+        trial, run, _ = self.running[place]
+        try:
+            self._look_at(place)
+        except UpdateFinishedTrialError:
+            self._let_go(place, trial, run)
+
     def _look_at(self, place: int) -> None:
         trial, run, passed_on = self.running[place]
         reports = sorted(read_progress(run.job.folder).items())
         for step, (_, value) in reports[passed_on:]:
             trial.report(value, step)
-        if self.prune and len(reports) > passed_on and self._may_prune(trial) and trial.should_prune():
-            (run.job.folder / "stop").touch()
+        if run.job.prune and len(reports) > passed_on:
+            if trial.should_prune():
+                (run.job.folder / "stop").touch()
+            (run.job.folder / "seen").write_text(str(len(reports)), encoding="utf-8")
         self.running[place] = trial, run, len(reports)
         result = run.poll()
         if result is not None:
             del self.running[place]
+            self.pulse.stop(trial._trial_id)
             self._tell(trial, run.job, result)
 
-    def _may_prune(self, trial: Trial) -> bool:
-        _, round_number = self._place(self.study._storage.get_trial(trial._trial_id))
-        return round_number != 0
+    def _let_go(self, place: int, trial: Trial, run: Run) -> None:
+        """Leave a trial to those who took this worker for dead, after a machine that slept, say."""
+        run.kill()
+        self.pulse.stop(trial._trial_id)
+        self.running.pop(place, None)
+        warn_once(f"trial {trial.number} was taken over by another worker, who saw no sign of life from this one.")
 
     def _tell(self, trial: Trial, job: Job, result: dict[str, Any]) -> None:
         for name in ("reason", "best_epoch", "epochs", "seconds", "value", "fold_values"):
@@ -166,7 +203,8 @@ class Runner:
 
     def _abandon(self) -> None:
         """Leave trainings that still run, after an interrupt or an error, to the next search."""
-        for _, run, _ in self.running.values():
+        for trial, run, _ in self.running.values():
+            self.pulse.stop(trial._trial_id)
             run.kill()
         for trial, _, _ in self.running.values():
             _give_back(self.study, self.chosen, trial)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from optuna.storages import BaseStorage
 
-PrunerName = Literal["asha", "median"]
+PrunerName = Literal["asha", "median", "wilcoxon"]
 
 
 def search(
@@ -35,9 +35,10 @@ def search(
     mode: Literal["auto", "min", "max"] = "auto",
     trainer: Mapping[str, Any] | None = None,
     callbacks: Callable[..., Sequence[Callback]] | None = None,
-    logger: Callable[[Path, dict[str, Any]], Logger] | None = None,
+    logger: Callable[[Path, dict[str, Any]], Logger] | Mapping[str, Any] | None = None,
     folder: str | Path = "search",
     storage: "str | BaseStorage | None" = None,
+    study: str | None = None,
     workers: int = 1,
     seed: int = 0,
     prune: "PrunerName | BasePruner | None" = None,
@@ -46,6 +47,8 @@ def search(
     retrain_seeds: int = 3,
     test: bool = True,
     start_method: StartMethod = "auto",
+    grace: float = 120.0,
+    report: bool = True,
     progress: bool = True,
 ) -> SearchResult:
     """Search hyperparameters, train the best again with other seeds, and test the winner.
@@ -54,7 +57,8 @@ def search(
     of the run, not the last. A trial that raises (out of memory, a loss that was never finite) is recorded with its
     reason and the search goes on; three such in a row end it, and so does a mistake that every trial would make. A
     killed training goes on from its last checkpoint, a killed search where it was: call it again with the same
-    arguments. Called at the same time on another machine that sees the folder (or the storage), it joins in.
+    arguments. Called at the same time on another machine that sees the folder (or the storage), it joins in; so does
+    :func:`~lightning_tricks.tune.join`, which reads the arguments from the study.
 
     What the best of many trials promises is too good. So the best three are trained again with three other seeds each,
     the best mean wins, and only the winner's trainings see the test set.
@@ -74,25 +78,33 @@ def search(
         trainer: options of ``Trainer``, such as ``{"max_epochs": 20}``.
         callbacks: returns new callbacks for each training, such as ``lambda: lt.recipe("val_loss")``; called like
             ``make_model``.
-        logger: returns a training's logger, called with its folder and its hyperparameters; a CSV file if None.
-        folder: where everything is written; its name is the study's name.
+        logger: returns a training's logger, called with its folder and its hyperparameters; or options of
+            ``WandbLogger``, such as ``{"project": "digits"}``: then each training is a run of its own, in a group
+            that is named like the study; a CSV file if None.
+        folder: where everything is written.
         storage: an Optuna storage or its URL; by default a journal file in the folder.
+        study: name of the study in the storage; the folder's name if None.
         workers: trainings at a time; they share out the threads and the GPUs.
         seed: of the points, and of every training.
-        prune: give up runs that look bad: ``"asha"``, ``"median"``, an Optuna pruner, or None. Never in the coarse
+        prune: give up runs that look bad: ``"asha"``, ``"median"``, an Optuna pruner, or None; with ``folds`` between
+            two folds, also by ``"wilcoxon"`` (a signed-rank test against the best trial's folds). Never in the coarse
             round of a coarse-to-fine search, and pruned runs do not move its windows.
         folds: divide training and validation rows into this many folds, train once per fold, and take the mean of the
             folds' last values, by :func:`~lightning_tricks.cross_validate`; ``data`` must be a DataModule of this
-            package. Not together with ``prune``.
+            package.
         retrain: how many of the best settings are trained again; 0 for none.
         retrain_seeds: how many seeds each of them is trained with.
         test: whether the winner is tested, if any were trained again.
         start_method: how training processes start; ``"auto"`` takes a clean server process if ``make_model`` and the
             rest can be sent there (defined at the top of a module), else a fork.
+        grace: seconds without a heartbeat after which a training on another machine counts as dead and is run again
+            from its last checkpoint; on this machine its process is looked up.
+        report: whether to write ``report.html`` with tables and pictures at the end.
         progress: whether to show a bar with the best value so far.
 
     Returns:
-        The winner, the study and where the records are: ``runs.csv``, one ``hparams.yaml`` and ``log.txt`` per run.
+        The winner, the study and where the records are: ``report.html``, ``runs.csv``, and per run ``hparams.yaml`` and
+        ``log.txt``.
 
     Raises:
         UserInputError: for a space that contradicts itself, an unknown method, a storage that cannot be reached or
@@ -111,6 +123,7 @@ def search(
         ...     trainer={"max_epochs": 1, "accelerator": "cpu"},
         ...     folder=tempfile.mkdtemp(),
         ...     retrain=0,
+        ...     report=False,
         ...     progress=False,
         ... )
         >>> result.method, result.best_params
@@ -118,29 +131,44 @@ def search(
     """
     require_extra("optuna", "tune", "search()")
     from lightning_tricks.tune._runner import Runner
-    from lightning_tricks.tune._study import open_study
+    from lightning_tricks.tune._study import open_study, record_search
 
     for what, number, least in (("trials", trials, 1), ("workers", workers, 1), ("retrain", retrain, 0)):
         check_range(what, number, low=least)
     check_range("retrain_seeds", retrain_seeds, low=1)
+    check_range("grace", grace, low=0, open_low=True)
     if folds is not None:
         check_range("folds", folds, low=2)
-        if prune is not None:
-            raise UserInputError("prune looks at single trainings and cannot be combined with folds. Give one of them.")
+    elif prune == "wilcoxon":
+        raise UserInputError("prune='wilcoxon' compares folds with folds. Give folds=5, say, or prune='asha'.")
     space = check_space(space)
     mode = infer_mode(monitor, mode)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = choose(method, space, trials=trials, seed=seed)
+    chosen = choose(method, space, trials=trials, seed=seed, grace=grace)
+    if isinstance(logger, Mapping):
+        logger = {"group": study or folder.resolve().name, **logger}
     job = Job(folder, {}, make_model, data, monitor, mode, seed, dict(trainer or {}), callbacks, logger, folds=folds)
     note = {"space": _as_text(space), "monitor": monitor, "method": chosen.name, "seed": seed, "folds": folds}
-    study = open_study(folder, storage, chosen, mode=mode, pruner=_pruner(prune), note=note)
-    pool = Pool(job, workers, context_for(start_method, job))
-    Runner(study, space, chosen, pool, prune=prune is not None, progress=progress).run()
-    if not ordered(study):
+    record = {"trials": trials, "method": method, "prune": prune, "mode": mode, "trainer": job.trainer}
+    opened = open_study(folder, storage, chosen, name=study, mode=mode, pruner=_pruner(prune), note=note)
+    record_search(opened, job, space, {**note, **record, "grace": grace})
+    pool = Pool(job, workers, context_for(start_method, job), grace)
+    Runner(opened, space, chosen, pool, prune=prune is not None, progress=progress).run()
+    if not ordered(opened):
         raise UserInputError(f"all trials failed; the reasons are in {folder / 'runs.csv'}.")
-    retrained, tested = _again(study, pool, min(retrain, len(ordered(study))), retrain_seeds, test=test)
-    return _result(study, folder, chosen.name, chosen.reason, retrained, tested)
+    retrained, tested = _again(opened, pool, min(retrain, len(ordered(opened))), retrain_seeds, test=test)
+    result = _result(opened, folder, chosen.name, chosen.reason, retrained, tested)
+    if report:
+        _write_report(result)
+    return result
+
+
+def _write_report(result: SearchResult) -> None:
+    try:
+        result.to_html()
+    except Exception as error:  # a picture that cannot be drawn must not take the search's result with it
+        warn_once(f"report.html could not be written: {type(error).__name__}: {error}")
 
 
 def _again(
@@ -219,7 +247,9 @@ def _pruner(prune: "PrunerName | BasePruner | None") -> "BasePruner":
         return optuna.pruners.SuccessiveHalvingPruner()
     if prune == "median":
         return optuna.pruners.MedianPruner()
-    raise UserInputError(f"prune must be 'asha', 'median', an Optuna pruner or None, but got {prune!r}.")
+    if prune == "wilcoxon":
+        return optuna.pruners.WilcoxonPruner()
+    raise UserInputError(f"prune must be 'asha', 'median', 'wilcoxon', an Optuna pruner or None, but got {prune!r}.")
 
 
 def _as_text(space: Space) -> Any:

@@ -170,6 +170,10 @@ class SlotSampler(BaseSampler):
         self._end(trial)
         return self._fail(study, trial, "moved")
 
+    def take_for_dead(self, study: Study, trial: FrozenTrial) -> bool:
+        """Free the slot of a trial whose worker is known to be dead; tell whether it had one."""
+        return attribute(trial, self._prefix, "slot") is not None and self._fail(study, trial)
+
     def _repair(self, study: Study, me: FrozenTrial | None) -> bool:
         storage = study._storage
         if isinstance(storage, InMemoryStorage):

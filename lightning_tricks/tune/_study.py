@@ -1,7 +1,7 @@
 """The search's study: where it is kept, whether it fits, and what dead searches left in it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,13 +12,19 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_tricks._base import UserInputError
-from lightning_tricks.tune._alive import is_dead_here
+from lightning_tricks.tune._alive import Watch, is_dead_here, read_beat
+from lightning_tricks.tune._ledger import MOST_DEATHS
 from lightning_tricks.tune._methods import Chosen
+from lightning_tricks.tune._recorded import RECORDED, name_of, plain, space_to_json
 from lightning_tricks.tune._slots import SlotSampler
+from lightning_tricks.tune._space import Space
+from lightning_tricks.tune._trial_process import Job
 
 _NOTE = "lightning_tricks:search"
 WORKER = "lightning_tricks:worker"
 RUN = "lightning_tricks:run"
+PULSE = "lightning_tricks:pulse"
+_DEATHS = "lightning_tricks:deaths"
 
 
 def open_study(
@@ -26,6 +32,7 @@ def open_study(
     storage: "str | BaseStorage | None",
     chosen: Chosen,
     *,
+    name: str | None = None,
     mode: Literal["min", "max"],
     pruner: "optuna.pruners.BasePruner",
     note: Mapping[str, Any],
@@ -39,7 +46,7 @@ def open_study(
     try:
         study = optuna.create_study(
             storage=journal(folder / "journal.log") if storage is None else storage,
-            study_name=folder.resolve().name,
+            study_name=folder.resolve().name if name is None else name,
             direction=direction,
             sampler=chosen.sampler,
             pruner=pruner,
@@ -69,6 +76,21 @@ def _check_note(study: optuna.Study, mine: dict[str, Any]) -> None:
         )
 
 
+def record_search(study: optuna.Study, job: Job, space: Space, settings: Mapping[str, Any]) -> None:
+    """Write down, once, what another machine needs to take part: settings that are plain, functions by their names."""
+    if RECORDED in study.user_attrs:
+        return
+    functions = {name: name_of(getattr(job, name)) for name in ("make_model", "data", "callbacks", "logger")}
+    if isinstance(job.logger, Mapping):
+        functions["logger"] = plain(dict(job.logger))
+    given = {name: getattr(job, name) is not None for name in functions} | {
+        name: settings[name] is not None for name in ("prune",)
+    }
+    plainly = {name: plain(value) for name, value in settings.items()}
+    content = {**plainly, "space": space_to_json(space), "functions": functions, "given": given}
+    study.set_user_attr(RECORDED, content)
+
+
 def journal(path: Path) -> JournalStorage:
     """Open a journal file; a last line that a crash or a full disk cut off is moved aside first.
 
@@ -88,23 +110,50 @@ def journal(path: Path) -> JournalStorage:
     return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
 
 
-def repair(study: optuna.Study, sampler: "optuna.samplers.BaseSampler") -> None:
-    """Fail the trials that dead searches of this machine left running, and queue their points again."""
+def repair(study: optuna.Study, sampler: "optuna.samplers.BaseSampler", folder: Path, watch: Watch) -> None:
+    """Fail the trials that dead workers left running, and queue their points again.
+
+    Args:
+        study: shared by all.
+        sampler: the search's own.
+        folder: holds each run's heartbeat.
+        watch: has seen the heartbeats before.
+    """
     if isinstance(sampler, SlotSampler):
         sampler.repair(study)
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        worker = trial.user_attrs.get(WORKER)
-        if worker is not None and is_dead_here(worker):
+        if not _is_dead(trial, folder, watch):
+            continue
+        if not (isinstance(sampler, SlotSampler) and sampler.take_for_dead(study, trial)):
             _queue_again(study, trial)
 
 
+def _is_dead(trial: FrozenTrial, folder: Path, watch: Watch) -> bool:
+    worker = trial.user_attrs.get(WORKER)
+    dead = None if worker is None else is_dead_here(worker)
+    if dead is not None:
+        return dead
+    seen = read_beat(folder / trial.user_attrs[RUN]) if RUN in trial.user_attrs else None
+    return watch.is_stale(trial.number, (worker, seen, trial.user_attrs.get(PULSE)))
+
+
+def running_elsewhere(study: optuna.Study, mine: Collection[int]) -> bool:
+    """Tell whether other workers still train."""
+    return any(t.number not in mine for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+
+
 def _queue_again(study: optuna.Study, trial: FrozenTrial) -> None:
+    deaths = trial.user_attrs.get(_DEATHS, 0) + 1
     try:
+        if deaths >= MOST_DEATHS:
+            reason = f"{deaths} workers died with it"
+            study._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
         study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
     except UpdateFinishedTrialError:  # somebody else was faster
         return
-    kept = {RUN: trial.user_attrs[RUN]} if RUN in trial.user_attrs else {}
-    study.enqueue_trial(trial.params, user_attrs=kept)
+    if deaths < MOST_DEATHS:
+        kept = {RUN: trial.user_attrs[RUN]} if RUN in trial.user_attrs else {}
+        study.enqueue_trial(trial.params, user_attrs={**kept, _DEATHS: deaths})
 
 
 def counted(study: optuna.Study) -> list[FrozenTrial]:

@@ -1,6 +1,5 @@
 """One training run in a process of its own: fresh memory, its own random streams, its own folder."""
 
-import csv
 import json
 import math
 import os
@@ -18,13 +17,15 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from lightning_tricks._base import UserInputError
 from lightning_tricks.callbacks import PruningCallback
 from lightning_tricks.data._datamodule import SplitDataModule
 from lightning_tricks.tune._cross_validate import cross_validate
+from lightning_tricks.tune._reports import FileTrial, FoldReports, FoldsStopped, read_progress
+from lightning_tricks.tune._run_logger import logger_of, summarize
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,12 @@ class Job:
     seed: int
     trainer: Mapping[str, Any] = field(default_factory=dict)
     callbacks: Callable[..., Sequence[Callback]] | None = None
-    logger: Callable[[Path, dict[str, Any]], Logger] | None = None
+    logger: Callable[[Path, dict[str, Any]], Logger] | Mapping[str, Any] | None = None
     threads: int = 1
     gpus: str | None = None
     test: bool = False
     folds: int | None = None
+    prune: bool = False
 
 
 def run_job(job: Job) -> None:
@@ -92,41 +94,6 @@ def called_with(function: Callable[..., Any], params: Mapping[str, Any]) -> dict
     return {p.name: params[p.name] for p in taken if p.name in params}
 
 
-class FileTrial(Callback):
-    """The end of a trial in the training process: reports into a file, and finds the answer in another.
-
-    Files reach the parent from whatever process a strategy trains in.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.reports = folder / "progress.csv"
-        self.stop = folder / "stop"
-        self.epoch = 0
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the epoch that the next report belongs to."""
-        self.epoch = trainer.current_epoch
-
-    def report(self, value: float, step: int) -> None:
-        """Append a line."""
-        with self.reports.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow([step, self.epoch, value])
-
-    def should_prune(self) -> bool:
-        """Look whether the parent left its answer."""
-        return self.stop.exists()
-
-
-def read_progress(folder: Path) -> dict[int, tuple[int, float]]:
-    """Return epoch and value by step; of a step that was run twice, after a restart, the later one."""
-    path = folder / "progress.csv"
-    if not path.exists():
-        return {}
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    complete = [line for line in lines if line.endswith("\n")]
-    return {int(step): (int(epoch), float(value)) for step, epoch, value in csv.reader(complete)}
-
-
 def checkpoints(folder: Path) -> dict[str, Path]:
     """Return where a run keeps its best and its last state."""
     return {name: folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")}
@@ -149,6 +116,7 @@ def _train(job: Job) -> dict[str, Any]:
         return {"status": "failed", "reason": f"{job.monitor} was never finite"}
     value, epoch = min(finite) if job.mode == "min" else max(finite, key=lambda pair: pair[0])
     status = "pruned" if trial.stop.exists() else "complete"
+    summarize(trainer.logger, {"value": value, "best_epoch": epoch, "status": status})
     return {"status": status, "value": value, "best_epoch": epoch, "epochs": max(e for e, _ in seen.values()) + 1}
 
 
@@ -157,24 +125,35 @@ def _cross_validate(job: Job, folds: int) -> dict[str, Any]:
     data = _made_data(job)
     if not isinstance(data, SplitDataModule):
         raise UserInputError(f"folds need a DataModule of this package, which knows its rows, but got {data!r}.")
+    reports = FoldReports(FileTrial(job.folder), job.monitor, wait=job.prune)
     more = job.callbacks
-    scores = cross_validate(
-        lambda: job.make_model(**called_with(job.make_model, job.params)),
-        data,
-        folds,
-        callbacks=None if more is None else lambda: more(**called_with(more, job.params)),
-        trainer={"enable_progress_bar": False, "enable_model_summary": False, **job.trainer},
-        folder=job.folder / "folds",
-        predict=False,
-        progress=False,
-        seed=job.seed,
-    )
+    try:
+        scores = cross_validate(
+            lambda: job.make_model(**called_with(job.make_model, job.params)),
+            data,
+            folds,
+            callbacks=lambda: [reports.next(), *([] if more is None else more(**called_with(more, job.params)))],
+            logger=lambda fold: _fold_logger(job, reports, fold),
+            trainer={"enable_progress_bar": False, "enable_model_summary": False, **job.trainer},
+            folder=job.folder / "folds",
+            predict=False,
+            progress=False,
+            seed=job.seed,
+        )
+    except FoldsStopped:
+        values = [value for _, (_, value) in sorted(read_progress(job.folder).items())]
+        return {"status": "pruned", "value": math.fsum(values) / len(values), "fold_values": values}
     if job.monitor not in scores.metrics:
         raise UserInputError(f"{job.monitor!r} was not logged in validation; logged were {', '.join(scores.metrics)}.")
     value = scores.mean(job.monitor)
     if not math.isfinite(value):
         return {"status": "failed", "reason": f"{job.monitor} was not finite in every fold"}
     return {"status": "complete", "value": value, "fold_values": scores.scores(job.monitor)}
+
+
+def _fold_logger(job: Job, reports: FoldReports, fold: int) -> Logger:
+    reports.begin(fold)
+    return logger_of(job.logger, job.folder / f"fold-{fold}", job.params)
 
 
 def _test(job: Job) -> dict[str, Any]:
@@ -198,11 +177,7 @@ def _made_data(job: Job) -> LightningDataModule:
 
 
 def _trainer(job: Job, callbacks: list[Callback]) -> Trainer:
-    logger: Logger
-    if job.logger is None:
-        logger = CSVLogger(job.folder, name="", version=_new_log(job))
-    else:
-        logger = job.logger(job.folder, job.params)
+    logger = logger_of(job.logger, job.folder, job.params, test=job.test)
     options = {"enable_progress_bar": False, "enable_model_summary": False, **job.trainer}
     trainer = Trainer(default_root_dir=job.folder, logger=logger, callbacks=callbacks, **options)
     if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher) and trainer.num_devices > 1:
@@ -211,12 +186,6 @@ def _trainer(job: Job, callbacks: list[Callback]) -> Trainer:
             "trainer={'strategy': 'ddp_fork'} or 'ddp_spawn', or one device per trial."
         )
     return trainer
-
-
-def _new_log(job: Job) -> str:
-    """Return the name of a folder that does not exist: a run that goes on must not wipe what it has logged."""
-    kind = "test-log" if job.test else "log"
-    return f"{kind}-{sum(path.name.startswith(kind) for path in job.folder.iterdir() if path.is_dir())}"
 
 
 def _checkpoint_callbacks(job: Job) -> list[Callback]:

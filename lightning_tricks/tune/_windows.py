@@ -22,7 +22,9 @@ class Window:
         return self.high - self.low
 
 
-def shrunk(window: Window, best_first: Sequence[float], *, shrink: float, margin: float) -> Window:
+def shrunk(
+    window: Window, best_first: Sequence[float], lowest: float | None = None, *, shrink: float, margin: float
+) -> Window:
     """Return the window of the next round for a number.
 
     The lecture's rule: if the best point lies near an edge of the window, centre the window on it, else take a
@@ -31,6 +33,8 @@ def shrunk(window: Window, best_first: Sequence[float], *, shrink: float, margin
     Args:
         window: the round's window.
         best_first: unit coordinates of finished points, the best first; not empty.
+        lowest: where a fitted parabola is lowest, if known: the smaller window's centre is then half-way between it and
+            the weighted mean of the best points.
         shrink: factor on the width, in (0, 1].
         margin: share of the width that counts as near an edge, in [0, 0.5).
 
@@ -39,10 +43,14 @@ def shrunk(window: Window, best_first: Sequence[float], *, shrink: float, margin
         Window(low=0.25, high=0.75, reason='shrunk')
         >>> shrunk(Window(0.25, 0.75), [0.6875, 0.7], shrink=0.5, margin=0.2)
         Window(low=0.4375, high=0.9375, reason='moved up')
+        >>> shrunk(Window(0, 1), [0.5, 0.5], 0.25, shrink=0.5, margin=0.2)
+        Window(low=0.125, high=0.625, reason='shrunk')
     """
     best = best_first[0]
     weights = CENTRE_WEIGHTS[: len(best_first)]
     centre = sum(w * x for w, x in zip(weights, best_first, strict=False)) / sum(weights)
+    if lowest is not None:
+        centre = (centre + lowest) / 2
     near = margin * window.width
     if window.high < 1 and best > window.high - near:
         return _placed(best, window.width, "moved up")

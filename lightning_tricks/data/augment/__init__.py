@@ -56,6 +56,10 @@ from lightning_tricks.data.augment._geometry import Scale as Scale
 from lightning_tricks.data.augment._geometry import Shear as Shear
 from lightning_tricks.data.augment._geometry import Translate as Translate
 from lightning_tricks.data.augment._geometry import VerticalFlip as VerticalFlip
+from lightning_tricks.data.augment._levels import AutoContrast as AutoContrast
+from lightning_tricks.data.augment._levels import Equalize as Equalize
+from lightning_tricks.data.augment._levels import Posterize as Posterize
+from lightning_tricks.data.augment._levels import Solarize as Solarize
 from lightning_tricks.data.augment._mix import CutMix as CutMix
 from lightning_tricks.data.augment._mix import MixUp as MixUp
 from lightning_tricks.data.augment._noise import GaussianNoise as GaussianNoise
@@ -63,9 +67,7 @@ from lightning_tricks.data.augment._ops import Op as Op
 from lightning_tricks.data.augment._pixels import Erase as Erase
 from lightning_tricks.data.augment._pixels import GaussianBlur as GaussianBlur
 from lightning_tricks.data.augment._pixels import HueHSV as HueHSV
-from lightning_tricks.data.augment._pixels import Posterize as Posterize
 from lightning_tricks.data.augment._pixels import Sharpness as Sharpness
-from lightning_tricks.data.augment._pixels import Solarize as Solarize
 from lightning_tricks.data.augment._policies import RandAugment as RandAugment
 from lightning_tricks.data.augment._policies import TrivialAugment as TrivialAugment
 from lightning_tricks.data.augment._presets import standard_ops as standard_ops

@@ -1,6 +1,6 @@
 """Brightness, contrast, saturation, hue and greyscale: linear maps of a pixel's channels, folded into one matrix."""
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from math import pi
 from typing import ClassVar
@@ -8,48 +8,24 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_tricks._base import check_range
 from lightning_tricks.data.augment._ops import (
     ColourOp,
+    FactorDraw,
     Linear,
     Params,
-    Range,
     Size,
-    between,
+    TurnDraw,
     check_p,
     chosen,
     constant,
-    only,
 )
 
 # ITU-R BT.601 luma, as rounded by torchvision's rgb_to_grayscale.
 LUMA = (0.2989, 0.587, 0.114)
 
 
-def around_one(amount: float) -> Range:
-    """Return the bounds of a factor: [max(0, 1 − amount), 1 + amount]."""
-    return max(0.0, 1 - amount), 1 + amount
-
-
 @dataclass(frozen=True)
-class _Factor(ColourOp):
-    amount: float = 0.2
-    _: KW_ONLY
-    p: float = 1.0
-    draws: ClassVar[int] = 2
-
-    def __post_init__(self) -> None:
-        check_range("amount", self.amount, low=0)
-        check_p(self.p)
-
-    def draw(self, u: Tensor, size: Size) -> Params:
-        """Return ``factor``, 1 where nothing happens."""
-        value = between(u[:, 1], around_one(self.amount))
-        return {"factor": only(u[:, 0], self.p, value, 1.0)}
-
-
-@dataclass(frozen=True)
-class Brightness(_Factor):
+class Brightness(FactorDraw, ColourOp):
     """Multiply by a factor.
 
     Args:
@@ -67,7 +43,7 @@ class Brightness(_Factor):
 
 
 @dataclass(frozen=True)
-class Contrast(_Factor):
+class Contrast(FactorDraw, ColourOp):
     """Scale the distance from the picture's mean grey.
 
     Args:
@@ -93,7 +69,7 @@ class Contrast(_Factor):
 
 
 @dataclass(frozen=True)
-class Saturation(_Factor):
+class Saturation(FactorDraw, ColourOp):
     """Blend with (or move away from) the grey picture. Nothing to do where there is one channel.
 
     Args:
@@ -138,7 +114,7 @@ class Grayscale(ColourOp):
 
 
 @dataclass(frozen=True)
-class Hue(ColourOp):
+class Hue(TurnDraw, ColourOp):
     """Turn the colours around the grey axis: a rotation of the chroma plane of YIQ.
 
     This is linear, hence free when it folds; it keeps the luma. It is another operator than the hue of HSV that
@@ -153,19 +129,6 @@ class Hue(ColourOp):
         >>> Hue(0.1).draw(torch.tensor([[0.0, 0.5]]), (8, 8))
         {'turn': tensor([0.])}
     """
-
-    amount: float = 0.05
-    _: KW_ONLY
-    p: float = 1.0
-    draws: ClassVar[int] = 2
-
-    def __post_init__(self) -> None:
-        check_range("amount", self.amount, low=0, high=0.5)
-        check_p(self.p)
-
-    def draw(self, u: Tensor, size: Size) -> Params:
-        """Return ``turn``, a fraction of the circle."""
-        return {"turn": only(u[:, 0], self.p, between(u[:, 1], (-self.amount, self.amount)), 0.0)}
 
     def after(self, first: Linear, params: Params) -> Linear:
         """Rotate I and Q, keep Y."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_tricks._base import check_range
 from lightning_tricks.data.augment._ops import (
+    CoinDraw,
     GeometricOp,
     Params,
     Range,
@@ -19,14 +20,19 @@ from lightning_tricks.data.augment._ops import (
     between,
     check_bounds,
     check_p,
-    chosen,
     constant,
     only,
 )
 
 
 @dataclass(frozen=True)
-class HorizontalFlip(GeometricOp):
+class _Flip(CoinDraw, GeometricOp):
+    p: float = 0.5
+    integer: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class HorizontalFlip(_Flip):
     """Mirror left and right.
 
     Args:
@@ -34,28 +40,16 @@ class HorizontalFlip(GeometricOp):
 
     Example:
         >>> HorizontalFlip().draw(torch.tensor([[0.2], [0.7]]), (8, 8))
-        {'flip': tensor([ True, False])}
+        {'on': tensor([ True, False])}
     """
-
-    p: float = 0.5
-    draws: ClassVar[int] = 1
-    integer: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_p(self.p)
-
-    def draw(self, u: Tensor, size: Size) -> Params:
-        """Return ``flip``."""
-        return {"flip": chosen(u[:, 0], self.p)}
 
     def inverse(self, params: Params, size: Size) -> Tensor:
         """Map x to −x."""
-        flip = params["flip"].float()
-        return matrix3(a=1 - 2 * flip)
+        return matrix3(a=1 - 2 * params["on"].float())
 
 
 @dataclass(frozen=True)
-class VerticalFlip(GeometricOp):
+class VerticalFlip(_Flip):
     """Mirror top and bottom.
 
     Args:
@@ -63,24 +57,12 @@ class VerticalFlip(GeometricOp):
 
     Example:
         >>> VerticalFlip(p=0.1).draw(torch.tensor([[0.2]]), (8, 8))
-        {'flip': tensor([False])}
+        {'on': tensor([False])}
     """
-
-    p: float = 0.5
-    draws: ClassVar[int] = 1
-    integer: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_p(self.p)
-
-    def draw(self, u: Tensor, size: Size) -> Params:
-        """Return ``flip``."""
-        return {"flip": chosen(u[:, 0], self.p)}
 
     def inverse(self, params: Params, size: Size) -> Tensor:
         """Map y to −y."""
-        flip = params["flip"].float()
-        return matrix3(d=1 - 2 * flip)
+        return matrix3(d=1 - 2 * params["on"].float())
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
 from typing import ClassVar
 
@@ -127,6 +127,62 @@ class PixelOp(Op):
             params: of these samples.
             space: the units of ``images``.
         """
+
+    def acts(self, params: Params) -> Tensor | None:
+        """Return which samples change, ``(B,)``, or None for all: the CPU computes no others."""
+        return None
+
+
+@dataclass(frozen=True)
+class FactorDraw(Op):
+    """Draws a factor around 1."""
+
+    amount: float = 0.2
+    _: KW_ONLY
+    p: float = 1.0
+    draws: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        check_range("amount", self.amount, low=0)
+        check_p(self.p)
+
+    def draw(self, u: Tensor, size: Size) -> Params:
+        """Return ``factor``, 1 where nothing happens."""
+        value = between(u[:, 1], (max(0.0, 1 - self.amount), 1 + self.amount))
+        return {"factor": only(u[:, 0], self.p, value, 1.0)}
+
+
+@dataclass(frozen=True)
+class TurnDraw(Op):
+    """Draws a turn of the hue."""
+
+    amount: float = 0.05
+    _: KW_ONLY
+    p: float = 1.0
+    draws: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        check_range("amount", self.amount, low=0, high=0.5)
+        check_p(self.p)
+
+    def draw(self, u: Tensor, size: Size) -> Params:
+        """Return ``turn``, a fraction of the circle; 0 where nothing happens."""
+        return {"turn": only(u[:, 0], self.p, between(u[:, 1], (-self.amount, self.amount)), 0.0)}
+
+
+@dataclass(frozen=True)
+class CoinDraw(Op):
+    """Draws whether something happens at all."""
+
+    p: float = 0.1
+    draws: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        check_p(self.p)
+
+    def draw(self, u: Tensor, size: Size) -> Params:
+        """Return ``on``."""
+        return {"on": chosen(u[:, 0], self.p)}
 
 
 def chosen(u: Tensor, p: float) -> Tensor:

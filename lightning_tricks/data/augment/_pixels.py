@@ -1,4 +1,4 @@
-"""Operations on pixels that do not fold: solarize, posterize, hue of HSV, blur, sharpness and erasing."""
+"""Operations on pixels that do not fold: hue of HSV, blur, sharpness and erasing; for others see ``_levels``."""
 
 from dataclasses import KW_ONLY, dataclass
 from math import log
@@ -9,13 +9,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_tricks._base import UserInputError, check_range
-from lightning_tricks.data.augment._colour import around_one
 from lightning_tricks.data.augment._ops import (
+    FactorDraw,
     Params,
     PixelOp,
     Range,
     Size,
     Space,
+    TurnDraw,
     between,
     check_bounds,
     check_p,
@@ -24,76 +25,11 @@ from lightning_tricks.data.augment._ops import (
     only,
 )
 
-
-@dataclass(frozen=True)
-class Solarize(PixelOp):
-    """Invert what is brighter than a threshold.
-
-    Args:
-        threshold: in [0, 1] of full brightness.
-        p: probability that a sample is changed.
-
-    Example:
-        >>> Solarize(0.5, p=0.2).draw(torch.tensor([[0.1], [0.9]]), (8, 8))
-        {'threshold': tensor([0.5000, inf])}
-    """
-
-    threshold: float = 0.5
-    p: float = 0.1
-    draws: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        check_range("threshold", self.threshold, low=0, high=1)
-        check_p(self.p)
-
-    def draw(self, u: Tensor, size: Size) -> Params:
-        """Return ``threshold``: infinite where nothing happens."""
-        value = torch.full_like(u[:, 0], self.threshold)
-        return {"threshold": value.masked_fill(~chosen(u[:, 0], self.p), torch.inf)}
-
-    def apply(self, images: Tensor, params: Params, space: Space) -> Tensor:
-        """Invert."""
-        full = _full(space)
-        return torch.where(images >= params["threshold"][:, None, None, None] * full, full - images, images)
+_NO_BLUR = 1e-3  # pixels: the neighbours' weights vanish in float32
 
 
 @dataclass(frozen=True)
-class Posterize(PixelOp):
-    """Keep the highest bits of each channel.
-
-    Args:
-        bits: how many are kept, 1 to 8; 8 changes nothing.
-        p: probability that a sample is changed.
-
-    Example:
-        >>> Posterize(4, p=0.2).draw(torch.tensor([[0.1], [0.9]]), (8, 8))
-        {'bits': tensor([4., 8.])}
-    """
-
-    bits: int = 4
-    p: float = 0.1
-    draws: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        check_range("bits", self.bits, low=1, high=8)
-        check_p(self.p)
-
-    def draw(self, u: Tensor, size: Size) -> Params:
-        """Return ``bits``: 8 where nothing happens."""
-        return {"bits": torch.where(chosen(u[:, 0], self.p), float(self.bits), 8.0)}
-
-    def apply(self, images: Tensor, params: Params, space: Space) -> Tensor:
-        """Round down to a multiple of the lowest bit that is kept."""
-        bits = params["bits"][:, None, None, None]
-        full = _full(space)
-        span = 256.0 if full == 255 else full  # bytes have 256 levels; floats are cut as torchvision cuts them
-        levels = torch.exp2(bits)
-        cut = (images * (levels / span)).floor_().minimum(levels - 1).mul_(span / levels)
-        return torch.where(bits < 8, cut, images)
-
-
-@dataclass(frozen=True)
-class HueHSV(PixelOp):
+class HueHSV(TurnDraw, PixelOp):
     """Turn the hue of HSV, as torchvision's ``adjust_hue`` does. Slower than :class:`Hue`: it does not fold.
 
     Args:
@@ -105,18 +41,9 @@ class HueHSV(PixelOp):
         {'turn': tensor([0.])}
     """
 
-    amount: float = 0.05
-    _: KW_ONLY
-    p: float = 1.0
-    draws: ClassVar[int] = 2
-
-    def __post_init__(self) -> None:
-        check_range("amount", self.amount, low=0, high=0.5)
-        check_p(self.p)
-
-    def draw(self, u: Tensor, size: Size) -> Params:
-        """Return ``turn``, a fraction of the circle."""
-        return {"turn": only(u[:, 0], self.p, between(u[:, 1], (-self.amount, self.amount)), 0.0)}
+    def acts(self, params: Params) -> Tensor:
+        """Return where the hue turns."""
+        return params["turn"] != 0
 
     def apply(self, images: Tensor, params: Params, space: Space) -> Tensor:
         """Turn the hue, keep value and saturation."""
@@ -164,7 +91,7 @@ class GaussianBlur(PixelOp):
         check_range("kernel_size", self.kernel_size, low=1)
         if self.kernel_size % 2 == 0:
             raise UserInputError(f"kernel_size must be odd, so that it has a middle, but got {self.kernel_size}.")
-        check_bounds("sigma", self.sigma, low=1e-3)
+        check_bounds("sigma", self.sigma, low=_NO_BLUR)
         check_p(self.p)
 
     def draw(self, u: Tensor, size: Size) -> Params:
@@ -174,7 +101,11 @@ class GaussianBlur(PixelOp):
                 f"GaussianBlur mirrors {self.kernel_size // 2} pixels at the border, but the picture is {size}. "
                 "Choose a smaller kernel_size."
             )
-        return {"sigma": only(u[:, 0], self.p, between(u[:, 1], self.sigma), 1e-3)}
+        return {"sigma": only(u[:, 0], self.p, between(u[:, 1], self.sigma), _NO_BLUR)}
+
+    def acts(self, params: Params) -> Tensor:
+        """Return where the Gaussian is wider than nothing."""
+        return params["sigma"] > _NO_BLUR
 
     def apply(self, images: Tensor, params: Params, space: Space) -> Tensor:
         """Blur along x, then along y."""
@@ -187,7 +118,7 @@ class GaussianBlur(PixelOp):
 
 
 @dataclass(frozen=True)
-class Sharpness(PixelOp):
+class Sharpness(FactorDraw, PixelOp):
     """Blend with (below 1) or move away from (above 1) a slightly smoothed picture.
 
     Args:
@@ -200,20 +131,12 @@ class Sharpness(PixelOp):
     """
 
     amount: float = 0.5
-    _: KW_ONLY
-    p: float = 1.0
-    draws: ClassVar[int] = 2
     any_space: ClassVar[bool] = True
     overshoots: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        check_range("amount", self.amount, low=0)
-        check_p(self.p)
-
-    def draw(self, u: Tensor, size: Size) -> Params:
-        """Return ``factor``, 1 where nothing happens."""
-        value = between(u[:, 1], around_one(self.amount))
-        return {"factor": only(u[:, 0], self.p, value, 1.0)}
+    def acts(self, params: Params) -> Tensor:
+        """Return where the factor is not 1."""
+        return params["factor"] != 1
 
     def apply(self, images: Tensor, params: Params, space: Space) -> Tensor:
         """Blend; pixels at the border stay, as in PIL and torchvision."""
@@ -300,9 +223,3 @@ def _weighted(images: Tensor, weights: Tensor, *, axis: int) -> Tensor:
     for tap in range(1, taps):
         out.addcmul_(images.narrow(axis, tap, length), weights[:, tap, None, None, None])
     return out
-
-
-def _full(space: Space) -> float:
-    if space.full is None:
-        raise RuntimeError("the pipeline must bring pictures back to one range before this operation")
-    return space.full

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import pi
 from typing import ClassVar
 
 import torch
@@ -11,12 +12,9 @@ from torch import Tensor
 from lightning_tricks._base import check_range
 from lightning_tricks.data.augment._colour import Brightness, Contrast, Saturation
 from lightning_tricks.data.augment._geometry import Rotate, Shear, Translate
+from lightning_tricks.data.augment._levels import AutoContrast, Equalize, Posterize, Solarize
 from lightning_tricks.data.augment._ops import Op, Params, Size
-from lightning_tricks.data.augment._pixels import Posterize, Sharpness, Solarize
-
-# For each choice: the operation it is, the parameter it sets, and that parameter from the signed magnitude in [−1, 1]
-# (symmetric ones) or the magnitude in [0, 1] (one-sided ones).
-Setting = Callable[[Tensor, Size], Tensor]
+from lightning_tricks.data.augment._pixels import Sharpness
 
 
 class Policy(Op):
@@ -35,9 +33,8 @@ class Policy(Op):
 class RandAugment(Policy):
     """Give every sample ``rounds`` operations drawn with equal chances, all of one strength.
 
-    The choices are torchvision's without the two that need a histogram of the picture (AutoContrast, Equalize):
-    identity, shear and translation along x and y, rotation, brightness, saturation, contrast, sharpness, posterize and
-    solarize, with torchvision's scales.
+    The 14 choices are the paper's, with torchvision's scales: identity, shear and translation along x and y, rotation,
+    brightness, saturation, contrast, sharpness, posterize, solarize, autocontrast and equalize.
 
     Args:
         rounds: operations per sample, 1 to 16.
@@ -48,7 +45,7 @@ class RandAugment(Policy):
 
     Example:
         >>> len(RandAugment(2).steps(torch.rand(4, 6), (32, 32)))
-        18
+        22
     """
 
     rounds: int = 2
@@ -87,7 +84,7 @@ class TrivialAugment(Policy):
 
     Example:
         >>> len(TrivialAugment().steps(torch.rand(4, 3), (32, 32)))
-        9
+        11
     """
 
     strongest: int = 30
@@ -115,7 +112,7 @@ class _Scale:
 
 _RAND = _Scale(shear=0.3, translate=lambda side: 150 / 331 * side, rotate=30, factor=0.9, bits=4)
 _WIDE = _Scale(shear=0.99, translate=lambda side: 32.0, rotate=135, factor=0.99, bits=6)
-_CHOICES = 12
+_CHOICES = 14
 
 
 def _round(u: Tensor, strength: Tensor, sign: Tensor, size: Size, scale: _Scale) -> list[tuple[Op, Params]]:
@@ -126,21 +123,21 @@ def _round(u: Tensor, strength: Tensor, sign: Tensor, size: Size, scale: _Scale)
     def mine(number: int, value: Tensor) -> Tensor:
         return torch.where(choice == number, value, 0.0)
 
-    shear = (signed * scale.shear).atan() * (180 / torch.pi)
+    # The published shears hold the upper left corner still, ours the centre: a shift makes up for the difference.
+    along_x, along_y = mine(1, signed * scale.shear), mine(2, signed * scale.shear)
+    shift_x = mine(3, (signed * scale.translate(size[1])).trunc()) - along_x * (size[0] / 2)
+    shift_y = mine(4, (signed * scale.translate(size[0])).trunc()) - along_y * (size[1] / 2)
     factor = signed * scale.factor
-    cut = (strength * scale.bits).round()
-    solarized = choice == 11
     return [  # choice 0 is the identity
-        (Shear(), {"x": mine(1, shear), "y": mine(2, shear)}),
-        (
-            Translate(),
-            {"x": mine(3, signed * scale.translate(size[1])), "y": mine(4, signed * scale.translate(size[0]))},
-        ),
+        (Shear(), {"x": along_x.atan() * (180 / pi), "y": along_y.atan() * (180 / pi)}),
+        (Translate(), {"x": shift_x, "y": shift_y}),
         (Rotate(), {"angle": mine(5, signed * scale.rotate)}),
         (Brightness(), {"factor": 1 + mine(6, factor)}),
         (Saturation(), {"factor": 1 + mine(7, factor)}),
         (Contrast(), {"factor": 1 + mine(8, factor)}),
         (Sharpness(), {"factor": 1 + mine(9, factor)}),
-        (Posterize(), {"bits": 8 - mine(10, cut)}),
-        (Solarize(), {"threshold": torch.where(solarized, 1 - strength, torch.inf)}),
+        (Posterize(), {"bits": 8 - mine(10, (strength * scale.bits).round())}),
+        (Solarize(), {"threshold": torch.where(choice == 11, 1 - strength, torch.inf)}),
+        (AutoContrast(), {"on": choice == 12}),
+        (Equalize(), {"on": choice == 13}),
     ]

@@ -114,8 +114,14 @@ class Pixels(Stage):
         return replace(self, params={name: value[rows] for name, value in self.params.items()})
 
     def run(self, images: Tensor, space: Space, out: Tensor | None = None) -> Tensor:
-        """Compute."""
-        return self.op.apply(images, self.params, space)
+        """Compute, on the CPU for none but the samples that change; elsewhere, looking would wait for the device."""
+        acts = self.op.acts(self.params) if images.device.type == "cpu" else None
+        if acts is None or (count := int(acts.sum())) == len(images):
+            return self.op.apply(images, self.params, space)
+        if count:
+            changed = {name: value[acts] for name, value in self.params.items()}
+            images[acts] = self.op.apply(images[acts], changed, space)
+        return images
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,103 @@
+"""What a search leaves: one W&B run per trial, a page, folds that were pruned, the vertex of a parabola."""
+
+import optuna
+import pytest
+from search_nets import Slope, Tiny, find
+from wandb_file import WandbRun
+
+import lightning_tricks as lt
+from lightning_tricks._base import UserInputError
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+def test_each_trial_is_a_wandb_run_in_the_searchs_group(tmp_path):
+    """The real library, offline."""
+    result = find(
+        trials=2,
+        folder=tmp_path / "s",
+        logger={"project": "slopes", "offline": True},
+        trainer={"max_epochs": 1, "accelerator": "cpu", "log_every_n_steps": 1},
+    )
+    for row in result.runs:
+        run = WandbRun(tmp_path / "s" / row["run"])
+        assert (run.run.project, run.run.run_group, run.run.display_name) == ("slopes", "s", row["run"])
+        assert run.config["lr"] == float(row["lr"])
+        assert run.config["start"] == float(row["start"])
+        assert run.summary["value"] == pytest.approx(float(row["value"]))
+        assert run.rows("val_loss")[-1][1] == pytest.approx(float(row["value"]))
+
+
+def test_page_tells_winner_windows_and_runs(tmp_path):
+    result = find(
+        trials=16,
+        method="coarse_to_fine",
+        folder=tmp_path / "<b>s</b>",
+        trainer={"max_epochs": 1, "accelerator": "cpu", "enable_checkpointing": True},
+        report=True,
+    )
+    page = (tmp_path / "<b>s</b>" / "report.html").read_text()
+    assert "<b>s</b>" not in page
+    for text in (f"{result.best_params['lr']:.4g}", "run-015", "0.001 to 1", "coarse", "shrunk"):
+        assert text in page
+    assert page.count("data:image/png;base64,") == 5
+
+
+def test_page_that_cannot_be_drawn_does_not_take_the_result_along(tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning_tricks.tune._pictures.search_progress", lambda *_, **__: 1 / 0)
+    with pytest.warns(UserWarning, match=r"report\.html could not be written: ZeroDivisionError"):
+        result = find(trials=1, folder=tmp_path / "s", report=True)
+    assert len(result.runs) == 1
+
+
+class Fixed(lt.Classifier):
+    """A net whose loss is what the hyperparameter says."""
+
+    def __init__(self, loss):
+        super().__init__(lt.MLP(64, 10, hidden_features=()), num_classes=10)
+        self.told = loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", self.told + 0.001 * len(batch[0]))
+
+
+def test_folds_are_given_up_when_the_best_trials_folds_are_better(tmp_path):
+    data, trainer = (
+        lt.DigitsDataModule(batch_size=2000),
+        {"max_epochs": 1, "limit_train_batches": 1, "accelerator": "cpu"},
+    )
+    space = {"loss": lt.Choice([1.0, 2.0])}
+    options = {"method": optuna.samplers.GridSampler({"loss": [1.0, 2.0]}, seed=1), "trials": 2, "trainer": trainer}
+    result = find(Fixed, space, data=data, folds=6, prune="wilcoxon", folder=tmp_path / "s", **options)
+    good, bad = sorted(result.study.trials, key=lambda t: t.params["loss"])
+    assert good.number == 0, "the grid's order decides which is the better one's rival"
+    assert (good.state.name, len(good.user_attrs["fold_values"])) == ("COMPLETE", 6)
+    assert (bad.state.name, len(bad.user_attrs["fold_values"])) == ("PRUNED", 4)
+    assert sorted(good.intermediate_values) == list(range(6))
+    assert list(good.intermediate_values.values()) == pytest.approx(good.user_attrs["fold_values"])
+    with pytest.raises(UserInputError, match="compares folds with folds"):
+        find(prune="wilcoxon", folder=tmp_path / "p")
+
+
+def test_coarse_round_is_never_pruned(tmp_path):
+    result = find(
+        space={"start": lt.Float(1.0, 2.0)},
+        method="coarse_to_fine",
+        trials=4,
+        folder=tmp_path / "s",
+        trainer={"max_epochs": 3, "accelerator": "cpu"},
+        prune=optuna.pruners.ThresholdPruner(upper=0.0),
+    )
+    assert [row["status"] for row in result.runs] == ["complete"] * 4
+    assert [row["epochs"] for row in result.runs] == ["3"] * 4
+
+
+def test_search_without_any_validation_is_an_error_at_once(tmp_path):
+    class NoValidation(Slope):
+        def training_step(self, batch, batch_idx):
+            self.log("train_loss", self.weight.detach())
+            return super().training_step(batch, batch_idx)
+
+    options = {"max_epochs": 1, "accelerator": "cpu", "limit_val_batches": 0}
+    with pytest.raises(UserInputError, match=r"'val_loss', but .* not logged\. Logged so far: train_loss"):
+        find(NoValidation, data=Tiny(), trials=9, folder=tmp_path / "s", trainer=options)
