@@ -162,7 +162,7 @@ class MCEngine:
                     self._compute(hand_over, part, cut.filled(self.min_rows), wanted)
 
     def _planner(self) -> Planner:
-        planner = Planner(self.model, self._passes, self.engine)
+        planner = Planner(self.model, self._passes, self.engine, self.samples)
         if self._compiled:
             planner.notes.append("the torch.compile wrapper is taken off: the net runs eagerly")
         return planner
