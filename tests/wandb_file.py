@@ -16,7 +16,7 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 def payloads(data: bytes) -> Iterator[bytes]:
     position, parts = 7, []
-    while position < len(data):
+    while position + 7 <= len(data):
         left = BLOCK - position % BLOCK
         if left < 7:
             position += left  # a header does not fit: the rest of the block is padding
