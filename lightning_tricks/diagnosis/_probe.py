@@ -311,7 +311,8 @@ def first_and_last(prediction: Tensor, batch_size: int) -> list[tuple[Tensor, Te
 
 def _reach(rows: Tensor, x: Tensor) -> Tensor:
     (gradient,) = torch.autograd.grad((rows * torch.randn_like(rows)).sum(), x, retain_graph=True)
-    return gradient.double().flatten(1).norm(dim=1)
+    norms: Tensor = gradient.double().flatten(1).norm(dim=1)
+    return norms
 
 
 def with_input(batch: Any, x: Tensor) -> Any:
