@@ -323,20 +323,6 @@ def with_input(batch: Any, x: Tensor) -> Any:
     return x
 
 
-def first_rows(batch: Any, count: int) -> Any:
-    """Return a batch of its first rows.
-
-    Example:
-        >>> first_rows({"x": torch.arange(4), "name": "a"}, 2)
-        {'x': tensor([0, 1]), 'name': 'a'}
-    """
-    if isinstance(batch, dict):
-        return {key: first_rows(value, count) for key, value in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        return [first_rows(value, count) for value in batch]
-    return batch[:count] if isinstance(batch, Tensor) and batch.ndim else batch
-
-
 def optimizers_in(configured: Any) -> list[Optimizer]:
     """Return the optimizers in whatever ``configure_optimizers`` may return.
 
