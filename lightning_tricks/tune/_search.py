@@ -1,5 +1,6 @@
 """Hyperparameter search: one process per training, everything written down, a killed search goes on."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -273,7 +274,9 @@ def _pruner(prune: "PrunerName | BasePruner | None") -> "BasePruner":
     if prune == "median":
         return optuna.pruners.MedianPruner()
     if prune == "wilcoxon":
-        return optuna.pruners.WilcoxonPruner()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.pruners.WilcoxonPruner()
     raise UserInputError(f"prune must be 'asha', 'median', 'wilcoxon', an Optuna pruner or None, but got {prune!r}.")
 
 
