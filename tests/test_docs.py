@@ -18,6 +18,7 @@ OTHER = {
     "benchmarks",
     "design",
     "peers_stopping",
+    "faults",
     "command_line",
     "wandb",
     "uci_dropout",

@@ -29,6 +29,29 @@ def payloads(data: bytes) -> Iterator[bytes]:
             yield b"".join(parts)
 
 
+def _whole(path: Path, timeout: float = 30) -> list[bytes]:
+    """Return the payloads once the last one, which says how the run ended, is on the disk; `finish` returns before."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        records = list(payloads(path.read_bytes()))
+        if records and _is_exit(records[-1]):
+            return records
+        time.sleep(0.05)
+    raise AssertionError(f"{path} was not finished in {timeout} s")
+
+
+def _is_exit(payload: bytes) -> bool:
+    from wandb.proto import wandb_internal_pb2
+
+    record = wandb_internal_pb2.Record()
+    record.ParseFromString(payload)
+    return record.HasField("exit")
+
+
+def _bare(name: str) -> str:
+    return "".join(c for c in name if c.isalnum())
+
+
 class WandbRun:
     """What one run recorded: history rows, alerts, config, summary, files, artifacts."""
 
@@ -38,7 +61,9 @@ class WandbRun:
         (path,) = folder.glob("**/*.wandb")
         self.history, self.alerts, self.config, self.summary, self.artifacts = [], [], {}, {}, []
         self.run = None
-        for record in _complete(path, wandb_internal_pb2.Record):
+        for payload in _whole(path):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(payload)
             self._add(record)
 
     def _add(self, record) -> None:
@@ -56,19 +81,19 @@ class WandbRun:
         elif record.HasField("artifact"):
             self.artifacts.append(record.artifact)
 
+    def table(self, name: str) -> dict:
+        """Return a table with everything in its cells; a picture is a dict with its file's ``"local_path"``."""
+        (artifact,) = [one for one in self.artifacts if _bare(name) in _bare(one.name)]
+        files = {entry.path: entry.local_path for entry in artifact.manifest.contents}
+        (path,) = [local for file, local in files.items() if file.endswith(".table.json")]
+        table = json.loads(Path(path).read_text())
+        for cell in (cell for row in table["data"] for cell in row if isinstance(cell, dict)):
+            cell["local_path"] = files[cell["path"]]
+        return table
+
     def rows(self, name: str) -> list[tuple[int | None, object]]:
         """Return (trainer/global_step, value) for each time that ``name`` was logged."""
         return [(row.get("trainer/global_step"), row[name]) for row in self.history if name in row]
-
-
-def _complete(path: Path, kind) -> list:
-    """Return all records, once the last one is there: on a busy machine W&B's own process may still be writing."""
-    end = time.monotonic() + 10
-    while True:
-        records = [kind.FromString(payload) for payload in payloads(path.read_bytes())]
-        if any(record.HasField("exit") for record in records) or time.monotonic() > end:
-            return records
-        time.sleep(0.05)
 
 
 def _items(items) -> dict:

@@ -20,6 +20,7 @@ PAGES = {
         "generated/api/index",
         "benchmarks",
         "peers_stopping",
+        "faults",
         "design",
         "bug_report",
         "README <generated/files/README>",
