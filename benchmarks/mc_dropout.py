@@ -1,6 +1,7 @@
 """What Monte-Carlo dropout costs: 100 samples against one plain forward, and against the plain loop.
 
-Run: ``python -m benchmarks.mc_dropout``; with torch-uncertainty or baal installed, they are measured beside.
+Run: ``python -m benchmarks.mc_dropout``; with torch-uncertainty, lightning-uq-box or baal installed, they are
+measured beside.
 Single thread, CPU time, interleaved rounds. ``--rounds`` for ours, ``--peer-rounds`` for what takes 100 forwards.
 """
 
@@ -76,6 +77,13 @@ def peers(net, x, samples):
         for on_batch, name in ((True, "repeat"), (False, "loop")):
             wrapped = mc_dropout(net, num_estimators=samples, on_batch=on_batch).eval()
             found[f"torch-uncertainty, {name}"] = lambda wrapped=wrapped: no_grad(wrapped, x)
+    except ImportError:
+        pass
+    try:
+        from lightning_uq_box.uq_methods import MCDropoutClassification
+
+        boxed = MCDropoutClassification(resnet()[0], num_mc_samples=samples, loss_fn=nn.CrossEntropyLoss())
+        found["lightning-uq-box"] = lambda: boxed.predict_step(x)
     except ImportError:
         pass
     try:

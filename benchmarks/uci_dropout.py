@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_tricks.tune._stack_masks import keep_mask
 from lightning_tricks.uncertainty import mixture_log_likelihood
 
 LENGTH_SCALE = 1e-2
@@ -81,8 +82,7 @@ class StackedNet:
 
         self.weights = [glorot(hidden, inputs), glorot(1, hidden)]
         self.biases = [torch.zeros(models, hidden, 1), torch.zeros(models, 1, 1)]
-        # Of 2^16 equally likely integers, those from the threshold on keep a unit: a rate is met to 1 / 131,072.
-        self.threshold = ((rate * 2**16).round() - 2**15).reshape(-1, 1, 1)
+        self.rate = rate.reshape(-1, 1, 1)
         self.scale = (1 / (1 - rate)).reshape(-1, 1, 1)
         self.generator = generator
 
@@ -91,11 +91,8 @@ class StackedNet:
         return [*self.weights, *self.biases]
 
     def masks(self, *shape: int) -> Tensor:
-        """Return fresh zeros and ones, in a tenth of the time of ``bernoulli_``; models are on the first axis."""
-        bits = torch.empty(-(-math.prod(shape) // 4), dtype=torch.int64)
-        bits.random_(-(2**63), None, generator=self.generator)
-        numbers = bits.view(torch.int16)[: math.prod(shape)].view(shape).float()
-        return numbers.sub_(self.threshold - 1).clamp_(0, 1)
+        """Return fresh zeros and ones; models are on the first axis."""
+        return keep_mask(shape, self.rate, self.generator)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return one pass ``(M, 1, B)`` for ``x (M, d, B)``, the masked inputs and the masked activations."""
@@ -122,7 +119,7 @@ class StackedNet:
         chosen = copy.copy(self)
         chosen.weights = [weight[models] for weight in self.weights]
         chosen.biases = [bias[models] for bias in self.biases]
-        chosen.threshold, chosen.scale = self.threshold[models], self.scale[models]
+        chosen.rate, chosen.scale = self.rate[models], self.scale[models]
         return chosen
 
 

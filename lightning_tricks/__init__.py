@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from lightning_tricks.tune import Int as Int
     from lightning_tricks.tune import SearchResult as SearchResult
     from lightning_tricks.tune import cross_validate as cross_validate
+    from lightning_tricks.tune import fit_stacked as fit_stacked
     from lightning_tricks.tune import search as search
     from lightning_tricks.uncertainty import mc_forward as mc_forward
 
@@ -102,6 +103,7 @@ _ROOM_OF = {
     "check": "diagnosis",
     "convert_norm": "nets",
     "cross_validate": "tune",
+    "fit_stacked": "tune",
     "init_weights": "init",
     "lr_find": "callbacks",
     "mc_forward": "uncertainty",

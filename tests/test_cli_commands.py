@@ -278,18 +278,6 @@ def test_tune_joins_a_search_that_runs(searched):
     assert (address, more["study"], more["folder"]) == (url, "digits", "mine")
 
 
-def test_tune_searches(capsys):
-    """For real, one trial in its own process."""
-    arguments = ["--retrain=0", "--method=random", "--trials=1", *ONE_EPOCH, "--trainer.limit_train_batches=3"]
-    assert tune_once(*arguments, "--folder=study", "--tricks=none") == 0
-    out = capsys.readouterr().out
-    assert "1 results in study" in out
-    with Path("study/runs.csv").open() as file:
-        (row,) = csv.DictReader(file)
-    assert 1e-4 <= float(row["model.lr"]) <= 1e-1
-    assert row["data.batch_size"] == "7"
-
-
 def test_bash_completes_commands_and_options(capsys):
     assert main(["completion", "bash"]) == 0
     Path("script.sh").write_text(capsys.readouterr().out)

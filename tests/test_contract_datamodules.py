@@ -207,17 +207,26 @@ def test_every_row_is_tested_and_predicted_once_in_order(name):
     assert flat(quiet_trainer().predict(model, small)) == predicted
 
 
-def two_ranks(rank, name):
-    data = make(name)
-    model, trainer = fitted(data, strategy="ddp", devices=2)
-    trained, model.evaluated[:] = model.trained, []
-    trainer.test(model, data)
-    return trained, flat(model.evaluated), flat(trainer.predict(model, data))
+def two_ranks(rank):
+    """Return what each DataModule gives to this rank: trained on, tested, predicted."""
+    found = {}
+    for name in DATAMODULES:
+        data = make(name)
+        model, trainer = fitted(data, strategy="ddp", devices=2)
+        trained, model.evaluated[:] = model.trained, []
+        trainer.test(model, data)
+        found[name] = trained, flat(model.evaluated), flat(trainer.predict(model, data))
+    return found
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    return run_ranks(two_ranks)
 
 
 @every_datamodule
-def test_two_ranks_share_every_epoch(name):
-    results = run_ranks(two_ranks, name)
+def test_two_ranks_share_every_epoch(name, ranks):
+    results = [rank[name] for rank in ranks]
     data = make(name)
     alone = flat(quiet_trainer().predict(Recorder(), data))
     for kind in (1, 2):  # tested, predicted

@@ -333,6 +333,15 @@ def test_bad_input_gets_a_sentence(make, options, message):
         run(make, data, **options)
 
 
+def test_a_bar_counts_the_folds(capsys):
+    cross_validate(Nearest, table(), k=2, trainer=CPU)
+    shown = capsys.readouterr().err
+    assert "folds: 100%" in shown
+    assert "2/2" in shown
+    run(Nearest, table(), k=2)
+    assert "folds" not in capsys.readouterr().err
+
+
 def test_leave_one_out_is_allowed():
     data = TabularDataModule(X[:4], Y[:4], split=(0.5, 0.5), split_by="random")
     assert len(run(Nearest, data, splitter=LeaveOneOut(), include_test=True).folds) == 4

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "plots": {"_base"},
     "modules": {"_base", "nets", "optim", "uncertainty", "plots"},
     "callbacks": {"_base", "init", "uncertainty", "diagnosis", "plots"},
-    "tune": {"_base", "data", "callbacks", "diagnosis", "plots"},
+    "tune": {"_base", "data", "callbacks", "diagnosis", "modules", "nets", "plots"},
 }
 MAY_IMPORT["cli"] = {*MAY_IMPORT, "cli"}
 

@@ -72,6 +72,43 @@ class CountConvolved(torch.utils._python_dispatch.TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("engine", ["auto", "loop"])
+def test_memory_holds_few_rows_at_a_time(engine):
+    """Summaries of 100 samples of many wide rows, without the 60 MB that all samples of one layer would take."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 512), nn.Dropout(0.5), nn.Linear(512, 3))
+    x = torch.randn(300, 8)
+    run = MCEngine(net, samples=100, seed=0, engine=engine)
+    rows, total = [], torch.zeros(300, 3)
+
+    def sink(part, samples, out):
+        rows.append(part.stop - part.start)
+        total[part] += out.sum(0)
+
+    with LargestResult() as seen:
+        run.feed(sink, x)
+    assert seen.bytes < 20e6
+    assert run.report.engine == ("vmap" if engine == "auto" else "loop")
+    assert (run.report.rows_at_once or 300) == max(rows)
+    assert sum(rows) == 300
+    deterministic = run.deterministic(x)
+    spread = (net[2].weight.square() @ net[0](x).T.square()).T.sqrt() / 10  # p / (1 - p) = 1, 100 samples
+    assert ((total / 100 - deterministic).abs() < 6 * spread).all()
+
+
+class LargestResult(torch.utils._python_dispatch.TorchDispatchMode):
+    """Notes the largest tensor that any operation makes."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in torch.utils._pytree.tree_leaves(out):
+            if isinstance(x, torch.Tensor):
+                self.bytes = max(self.bytes, x.untyped_storage().nbytes())
+        return out
+
+
 def test_vmapped_equals_looped_on_real_heads():
     net = head_net().eval()
     loop = mc_forward(net, IMAGES, samples=30, seed=4, engine="loop")
@@ -169,6 +206,30 @@ def test_nothing_random_is_an_error(net, message):
         mc_forward(net, torch.ones(3, 8), samples=3)
 
 
+def test_exported_and_partly_compiled_nets_are_told():
+    net = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 2))
+    x = torch.ones(3, 8)
+    with pytest.raises(UserInputError, match="It is a traced or exported graph"):
+        mc_forward(torch.export.export(net.eval(), (x,)).module(), x, samples=3)
+    with warnings.catch_warnings():  # newer versions of torch call it deprecated
+        warnings.simplefilter("ignore", FutureWarning)
+        script = torch.jit.script(nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 8)))
+    with pytest.warns(UserWarning, match=r"leaves dropout off in parts compiled to TorchScript, .*reached: 0\. Keep"):
+        mc_forward(nn.Sequential(script, net), x, samples=3)
+
+
+def test_an_empty_batch_is_said():
+    with pytest.raises(UserInputError, match="the batch has no rows"):
+        mc_forward(head_net(), IMAGES[:0], samples=3)
+
+
+def test_a_last_layer_of_zeros_is_named():
+    net = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 2))
+    nn.init.zeros_(net[1].weight)
+    with pytest.raises(UserInputError, match=r"1\.weight is all zero, as some nets start"):
+        mc_forward(net, torch.ones(3, 8), samples=5)
+
+
 def test_zero_variance_is_an_error():
     class Wasted(nn.Module):
         def forward(self, x):
@@ -195,6 +256,10 @@ def test_layers_p_and_insert():
     plain = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
     assert sites(plain, insert="head", p=0.3) == [("2#0", 0.3, "inserted")]
     assert sites(plain, insert={"0": 0.2}) == [("0#0", 0.2, "inserted")]
+    asleep = nn.Sequential(nn.Dropout(0.0), *plain)
+    assert sites(asleep, insert="head", p=0.3) == [("3#0", 0.3, "inserted")]  # p is for what is inserted
+    both = sites(asleep, insert={"1": 0.2}, p=0.4)
+    assert both == [("0#0", 0.4, "turned on"), ("1#0", 0.2, "inserted")]
     with pytest.raises(UserInputError, match=r"layers='nope' matches no module of Sequential. Its modules: 0, 1, 2"):
         sites(plain, layers="nope")
     with pytest.raises(UserInputError, match="needs a probability"):
@@ -269,6 +334,22 @@ def test_several_inputs_dicts_and_tuples():
         Two(), torch.ones(3, 8), torch.ones(3, 8), samples=4, kwargs={"scale": 1.0}, output=lambda out: out["sum"]
     )
     assert picked.shape == (4, 3)
+
+
+def test_what_is_no_tensor_in_an_output_stays_as_it_is():
+    class Answer(nn.Module):
+        def __init__(self, extra):
+            super().__init__()
+            self.extra = extra
+
+        def forward(self, x):
+            return {"logits": F.dropout(x, 0.5, self.training), "loss": None, "extra": self.extra}
+
+    for engine in ("vmap", "loop", "repeat"):
+        out = mc_forward(Answer("name"), torch.ones(5, 8), samples=4, engine=engine, chunk_size=2)
+        assert (out["logits"].shape, out["loss"], out["extra"]) == ((4, 5, 8), None, "name")
+    with pytest.raises(UserInputError, match=r"the model returned a float; .*output=lambda out: out\.logits"):
+        mc_forward(Answer(1.5), torch.ones(5, 8), samples=4)
 
 
 def test_inference_mode_autocast_and_compile():

@@ -23,8 +23,9 @@ def variance_error(samples):
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_distribution_equals_the_plain_loops(name):
     net, x = net_and_input(name)
-    ours = MCEngine(net, samples=S, seed=1, engine="repeat" if name in ROWWISE else "loop")(x)
-    theirs = plain_samples(net, x, S)
+    s = S if name in ROWWISE else 300  # one by one
+    ours = MCEngine(net, samples=s, seed=1, engine="repeat" if name in ROWWISE else "loop")(x)
+    theirs = plain_samples(net, x, s)
     assert (theirs.std(0) > 0).all()
     gap = (ours.mean(0) - theirs.mean(0)).abs()
     assert (gap <= 5 * (standard_error(ours) ** 2 + standard_error(theirs) ** 2).sqrt()).all()

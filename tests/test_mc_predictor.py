@@ -6,12 +6,30 @@ import numpy as np
 import pytest
 import torch
 from helpers import quiet_trainer, run_ranks
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torchmetrics.classification import MulticlassCalibrationError
+from wandb_file import WandbRun
 
-from lightning_tricks import MLP, Classifier, MCDropoutPredictor, PredictionWriter, Regressor, mc_forward
+from lightning_tricks import (
+    MLP,
+    Classifier,
+    DigitsDataModule,
+    MCDropoutPredictor,
+    PredictionWriter,
+    Regressor,
+    mc_forward,
+)
 from lightning_tricks._base import UserInputError
+from lightning_tricks.uncertainty import (
+    AURC,
+    AdaptiveCalibrationError,
+    BrierScore,
+    UncertaintyAUROC,
+    predictive_entropy,
+)
 
 X = torch.linspace(-2, 2, 11 * 6).reshape(11, 6)
 Y = torch.arange(11) % 3
@@ -106,30 +124,155 @@ def test_binary_and_regression():
     torch.testing.assert_close(out["total_variance"], out["epistemic_variance"] + out["aleatoric_variance"])
 
 
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+STEMS = [f"test/{name}" for name in ("reliability", "risk_coverage", "entropy", "most_uncertain_pictures")]
+
+
+def pictured():
+    model = nn.Sequential(nn.Flatten(), classifier().eval())
+    model.task = "multiclass"
+    return model, X.reshape(11, 1, 2, 3)
+
+
 def test_off_and_on_are_logged_side_by_side(tmp_path):
-    model = classifier().eval()
-    pictures = nn.Sequential(nn.Flatten(), model)
-    pictures.task = "multiclass"
-    images = X.reshape(11, 1, 2, 3)
-    trainer = quiet_trainer(logger=CSVLogger(tmp_path))
-    predictor = MCDropoutPredictor(pictures, samples=30)
-    values = trainer.test(predictor, DataLoader(TensorDataset(images, Y), batch_size=4), verbose=False)[0]
-    off = model(X).softmax(-1)
-    assert values["test_acc_dropout_off"] == pytest.approx((off.argmax(-1) == Y).float().mean().item())
+    model, images = pictured()
+    trainer = quiet_trainer(logger=CSVLogger(tmp_path, name="", version=""))
+    loader = DataLoader(TensorDataset(images, Y), batch_size=4)
+    values = trainer.test(MCDropoutPredictor(model, samples=30), loader, verbose=False)[0]
+    off = model(images).softmax(-1)
+    wrong = off.argmax(-1) != Y
+    assert values["test_acc_dropout_off"] == pytest.approx(1 - wrong.float().mean().item())
     assert values["test_nll_dropout_off"] == pytest.approx(-off[range(11), Y].log().mean().item(), rel=1e-5)
-    on = mc_forward(pictures, images, samples=30, seed=0).softmax(-1).mean(0)
+    on = mc_forward(model, images, samples=30, seed=0).softmax(-1).mean(0)
     assert values["test_nll_dropout_on"] == pytest.approx(-on[range(11), Y].log().mean().item(), rel=1e-5)
-    assert set(values) == {
-        f"test_{name}_dropout_{state}"
-        for name in ("acc", "nll", "brier", "ace", "aurc", "error_auroc")
-        for state in ("off", "on")
-    }
-    table = next(tmp_path.rglob("*most_uncertain*.csv"))
+    metrics = {"ece": MulticlassCalibrationError(3), "ace": AdaptiveCalibrationError(), "brier": BrierScore()}
+    for name, metric in metrics.items():
+        assert values[f"test_{name}_dropout_on"] == pytest.approx(metric(on, Y).item(), rel=1e-5), name
+    ranking = {"aurc": (AURC(), off.max(-1).values), "error_auroc": (UncertaintyAUROC(), predictive_entropy(off[None]))}
+    for name, (metric, uncertainty) in ranking.items():
+        assert values[f"test_{name}_dropout_off"] == pytest.approx(metric(uncertainty, wrong).item(), rel=1e-5), name
+    assert len(values) == 2 * (len(metrics) + len(ranking) + 2)
+    table = tmp_path / "tables/test_most_uncertain-step000000.csv"
     rows = list(csv.DictReader(table.read_text().splitlines()))
     information = [float(row["mutual_info"]) for row in rows]
     assert information == sorted(information, reverse=True)
     assert sorted(int(row["index"]) for row in rows) == list(range(11))
-    assert next(tmp_path.rglob("*most_uncertain_pictures*.png")).stat().st_size > 1000
+    assert [int(row["target"]) for row in rows] == [int(row["index"]) % 3 for row in rows]
+    shown = pixels(tmp_path / "tables" / rows[0]["picture"]) / 255
+    picture = images[int(rows[0]["index"]), 0]
+    expected = (picture - picture.min()) / (picture.max() - picture.min())
+    np.testing.assert_allclose(shown[10::21, 10::21], expected, atol=0.003)
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
+        f"{stem.replace('/', '_')}-step000000.png" for stem in STEMS
+    }
+
+
+def test_wandb_gets_metrics_pictures_and_a_table_with_pictures(tmp_path):
+    import wandb
+
+    model, images = pictured()
+    trainer = quiet_trainer(logger=WandbLogger(project="test", save_dir=tmp_path, offline=True))
+    loader = DataLoader(TensorDataset(images, Y), batch_size=4)
+    values = trainer.test(MCDropoutPredictor(model, samples=10), loader, verbose=False)[0]
+    wandb.finish()
+    run = WandbRun(tmp_path)
+    for name, value in values.items():
+        assert [logged for _, logged in run.rows(name)] == [pytest.approx(value)], name
+    for stem in STEMS:
+        ((_, picture),) = run.rows(stem)
+        assert list(tmp_path.rglob(picture["filenames"][0])), stem
+    assert run.rows("test/most_uncertain")[0][1]["_type"] == "table-file"
+    table = run.table("test/most_uncertain")
+    assert table["columns"] == ["index", "mutual_info", "prediction", "target", "picture"]
+    assert len(table["data"]) == 11
+    for index, *_, target, picture in table["data"]:
+        assert target == index % 3
+        assert picture["_type"] == "image-file"
+        assert pixels(picture["local_path"]).shape == (42, 63)
+
+
+def test_maps_and_left_out_pixels(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Dropout2d(0.5), nn.Conv2d(8, 3, 1)).eval()
+    x, y = torch.randn(6, 3, 5, 7), torch.randint(3, (6, 5, 7))
+    y[:, 0] = -100
+    loader = DataLoader(TensorDataset(x, y), batch_size=4)
+    trainer = quiet_trainer(logger=CSVLogger(tmp_path, name="", version=""))
+    values = trainer.test(MCDropoutPredictor(model, samples=5, task="multiclass"), loader, verbose=False)[0]
+    probs = model(x).softmax(1)
+    assert values["test_nll_dropout_off"] == pytest.approx(
+        nn.functional.nll_loss(probs.log(), y).item(), rel=1e-5
+    )  # which leaves out -100, too
+    table = tmp_path / "tables/test_most_uncertain-step000000.csv"
+    head, *rows = csv.reader(table.read_text().splitlines())
+    assert head == ["index", "mutual_info", "prediction", "target", "picture", "map"]
+    assert len(rows) == 6
+    sizes = [[pixels(tmp_path / "tables" / cell).shape[:2] for cell in row[2:]] for row in rows]
+    assert sizes == [[(45, 63)] * 4] * 6
+
+
+def table_of(folder):
+    (table,) = folder.glob("tables/*.csv")
+    return [(int(row["index"]), int(row["target"])) for row in csv.DictReader(table.read_text().splitlines())]
+
+
+def test_places_are_known_from_a_datamodule(tmp_path):
+    """Its sampler deals out whole batches."""
+    data = DigitsDataModule(batch_size=64, seed=0)
+    model = Classifier(MLP(64, 10, dropout=0.5, norm="none"), num_classes=10)
+    trainer = quiet_trainer(logger=CSVLogger(tmp_path, name="", version=""))
+    trainer.test(MCDropoutPredictor(model, samples=3), data, verbose=False)
+    labels = torch.cat([y for _, y in data.test_dataloader()])
+    rows = table_of(tmp_path)
+    assert max(index for index, _ in rows) > 128
+    assert [labels[index].item() for index, _ in rows] == [target for _, target in rows]
+
+
+def test_places_are_counted_where_nobody_knows_them(tmp_path):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(zip(X, Y, strict=True))
+
+    trainer = quiet_trainer(logger=CSVLogger(tmp_path, name="", version=""))
+    trainer.test(MCDropoutPredictor(classifier(), samples=3), DataLoader(Stream(), batch_size=4), verbose=False)
+    assert sorted(table_of(tmp_path)) == [(i, i % 3) for i in range(11)]
+    path = tmp_path / "out.npz"
+    trainer = quiet_trainer(callbacks=PredictionWriter(path))
+    trainer.predict(MCDropoutPredictor(classifier(), samples=3), DataLoader(Stream(), batch_size=4))
+    assert np.load(path)["index"].tolist() == list(range(11))
+
+
+def test_classes_on_the_last_axis():
+    torch.manual_seed(0)
+    words = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 4))  # (B, T, C)
+    x, y = torch.randn(5, 3, 6), torch.randint(4, (5, 3))
+    out = MCDropoutPredictor(words, samples=9, task="multiclass", class_dim=-1).predict_step(x)
+    samples = mc_forward(words, x, samples=9, seed=0).softmax(-1)
+    torch.testing.assert_close(out["mean"], samples.mean(0).movedim(-1, 1))
+    assert out["entropy"].shape == (5, 3)
+    loader = DataLoader(TensorDataset(x, y), batch_size=4)
+    values = quiet_trainer().test(
+        MCDropoutPredictor(words, samples=9, task="multiclass", class_dim=-1), loader, verbose=False
+    )[0]
+    assert values["test_acc_dropout_off"] == pytest.approx((words(x).argmax(-1) == y).float().mean().item())
+    with pytest.raises(UserInputError, match=r"targets must have the shape \(4, 4\).*pass class_dim"):
+        quiet_trainer().test(MCDropoutPredictor(words, samples=9, task="multiclass"), loader, verbose=False)
+
+
+def test_several_loaders_are_told_apart():
+    model = classifier().eval()
+    loaders = [DataLoader(TensorDataset(x, Y), batch_size=4) for x in (X, -X)]
+    predictor = MCDropoutPredictor(model, samples=5)
+    trainer = quiet_trainer()
+    values = {name: value for part in trainer.test(predictor, loaders, verbose=False) for name, value in part.items()}
+    for number, x in enumerate((X, -X)):
+        share = (model(x).argmax(-1) == Y).float().mean().item()
+        assert values[f"test_acc_dropout_off/loader_{number}"] == pytest.approx(share)
+    assert "test_acc_dropout_off" in trainer.test(predictor, loaders[0], verbose=False)[0]
 
 
 def test_validate_and_regression_metrics():
@@ -156,7 +299,12 @@ def test_the_models_own_checkpoint_loads(tmp_path):
 
 
 def _on_ranks(rank, path, world):
-    trainer = quiet_trainer(strategy="ddp" if world > 1 else "auto", devices=world, callbacks=[PredictionWriter(path)])
+    trainer = quiet_trainer(
+        strategy="ddp" if world > 1 else "auto",
+        devices=world,
+        callbacks=[PredictionWriter(path)],
+        logger=CSVLogger(path.with_suffix(""), name="", version=""),
+    )
     predictor = MCDropoutPredictor(classifier(), samples=10, seed=3)
     trainer.predict(predictor, DataLoader(X, batch_size=2 if world > 1 else 4), return_predictions=False)
     loader = DataLoader(TensorDataset(X[:10], Y[:10]), batch_size=5)
@@ -172,6 +320,8 @@ def test_two_ranks_predict_what_one_does(tmp_path):
         assert (one[name] == two[name]).all(), name
     assert ranks[0] == ranks[1]
     assert ranks[0] == pytest.approx(alone, rel=1e-5)
+    tables = [tmp_path / run / "tables/test_most_uncertain-step000000.csv" for run in ("one", "two")]
+    assert tables[0].read_text() == tables[1].read_text()  # the rows of both ranks
 
 
 def test_options_are_checked_at_construction():
@@ -183,17 +333,39 @@ def test_options_are_checked_at_construction():
         MCDropoutPredictor(Classifier(MLP(6, 3), num_classes=3), samples=5).predict_step(X)
 
 
-def test_tolerance_stops_early():
+def test_each_row_stops_at_its_own_time():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 128), nn.Dropout(0.5), nn.Linear(128, 5))
+    x = torch.randn(12, 6) * torch.logspace(-2, 1, 12)[:, None]
+    options = {"task": "regression", "samples": 600}
+    out = MCDropoutPredictor(model, tolerance=0.05, **options).predict_step(x)
+    taken = out["n_samples"].tolist()
+    assert len(set(taken)) > 3
+    assert set(taken) <= {16, 32, 64, 128, 256, 512, 600}
+    samples = mc_forward(model, x, samples=600, seed=0)
+    for row, n in enumerate(taken):  # the same samples as ever, only fewer
+        torch.testing.assert_close(out["mean"][row], samples[:n, row].mean(0))
+        torch.testing.assert_close(out["std"][row], samples[:n, row].std(0))
+        assert n == 600 or out["mc_error"][row].max() <= 0.05
+        before = 512 if n == 600 else n // 2
+        assert n == 16 or (samples[:before, row].std(0) / before**0.5).max() > 0.05  # it was unsure
+    parts = [
+        MCDropoutPredictor(model, tolerance=0.05, chunk_size=chunk, **options).predict_step({"x": x[at], "index": at})
+        for at, chunk in ((torch.arange(5), None), (torch.arange(5, 12), 4))
+    ]
+    for name, values in out.items():
+        assert torch.equal(torch.cat([part[name] for part in parts]), values), name
+
+
+def test_a_tight_tolerance_takes_all_samples():
     model = classifier()
-    loose = MCDropoutPredictor(model, samples=100, tolerance=1.0).predict_step(X)
-    assert (loose["n_samples"] == 16).all()
-    tight = MCDropoutPredictor(model, samples=100, tolerance=1e-9).predict_step(X)
-    every = MCDropoutPredictor(model, samples=100).predict_step(X)
-    assert (tight["n_samples"] == 100).all()
-    torch.testing.assert_close(tight["mean"], every["mean"])
-    middle = MCDropoutPredictor(model, samples=1000, tolerance=0.01).predict_step(X)
-    assert 16 < int(middle["n_samples"][0]) < 1000
-    assert middle["mc_error"].max() <= 0.01
+    tight = MCDropoutPredictor(model, samples=100, tolerance=1e-9, quantiles=(0.5,)).predict_step(X)
+    every = MCDropoutPredictor(model, samples=100, quantiles=(0.5,)).predict_step(X)
+    assert tight.keys() == every.keys()
+    for name, values in every.items():
+        torch.testing.assert_close(tight[name], values)
+    with pytest.raises(UserInputError, match="tolerance gives each row its own number of samples"):
+        MCDropoutPredictor(model, tolerance=0.1, keep_samples=True)
 
 
 def test_calibration_covers_what_it_promises():
@@ -211,7 +383,7 @@ def test_temperature_is_fitted_and_applied():
     x = torch.randn(300, 6)
     model = classifier().eval()
     labels = torch.distributions.Categorical(logits=model(x) / 5).sample()
-    predictor = MCDropoutPredictor(model, samples=10)
+    predictor = MCDropoutPredictor(model, samples=10, tolerance=10.0)  # which the calibration does not mind
     calibration = predictor.calibrate(DataLoader(TensorDataset(x, labels), batch_size=64), level=0.9)
     assert calibration.temperature > 1.5
     out = predictor.predict_step(x)

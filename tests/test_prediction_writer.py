@@ -1,6 +1,9 @@
 """PredictionWriter: one file, dataset order, every row once, or no file at all."""
 
 import csv
+import os
+import resource
+import signal
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -85,7 +88,7 @@ def assert_same(columns, n):
 @pytest.mark.parametrize("suffix", ["npz", "csv", "parquet"])
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_rows_come_in_dataset_order(tmp_path, suffix, shuffled, monkeypatch):
-    monkeypatch.setattr(_prediction_store, "BLOCK_ROWS", 3)  # several blocks
+    monkeypatch.setattr(_prediction_store, "BLOCK_BYTES", 150)  # several blocks, of three rows
     rows = Rows(10)
     sampler = [3, 9, 0, 1, 8, 2, 7, 4, 6, 5] if shuffled else SequentialSampler(rows)
     loader = DataLoader(rows, batch_size=4, sampler=sampler)
@@ -131,7 +134,57 @@ def test_every_rank_refuses(tmp_path):
     assert all("does not append" in answer for answer in run_ranks(_ranked_refusal, path))
 
 
-def test_a_killed_run_leaves_no_file_and_the_next_starts_clean(tmp_path):
+class Killed(Echo):
+    """Is killed outright: no handler of ours runs."""
+
+    def predict_step(self, batch, batch_idx, dataloader_idx=0):
+        if batch_idx == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().predict_step(batch, batch_idx)
+
+
+def _killed(rank, path):
+    predict(path, 12, model=Killed())
+
+
+def test_after_a_kill_there_is_no_file_and_the_next_run_starts_clean(tmp_path):
+    path = tmp_path / "out.parquet"
+    with pytest.raises(AssertionError, match=r"died: \[-9\]"):
+        run_ranks(_killed, path, world_size=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["out.parquet.parts"]
+    with pytest.warns(
+        UserWarning, match=r"out\.parquet\.parts is what an unfinished run left; it is deleted, all rows"
+    ):
+        predict(path, 6)
+    assert_same(read(path), 6)
+    assert [p.name for p in tmp_path.iterdir()] == ["out.parquet"]
+
+
+class Wide(Echo):
+    """Two kilobytes per row."""
+
+    def predict_step(self, batch, batch_idx, dataloader_idx=0):
+        return {"wide": batch[:, :1].expand(-1, 512)}
+
+
+def _memory_grown(rank, folder, suffix):
+    def peak_after(name, n):
+        predict(folder / f"{name}.{suffix}", n, model=Wide(), batch_size=500)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    small = peak_after("small", 4000)
+    return peak_after("large", 34000) - small
+
+
+@pytest.mark.parametrize("suffix", ["npz", "parquet"])
+def test_memory_does_not_grow_with_the_dataset(tmp_path, suffix):
+    (grown,) = run_ranks(_memory_grown, tmp_path, suffix, world_size=1)
+    added = (tmp_path / f"large.{suffix}").stat().st_size - (tmp_path / f"small.{suffix}").stat().st_size
+    assert suffix == "parquet" or added > 60e6  # which parquet compresses
+    assert grown < 15  # megabytes, of 61 that were written more
+
+
+def test_a_failed_run_leaves_no_file_and_the_next_starts_clean(tmp_path):
     path = tmp_path / "out.npz"
     with pytest.raises(RuntimeError, match="killed"):
         predict(path, 12, model=Echo(fail_at=2))

@@ -113,6 +113,7 @@ def test_metric_that_is_never_logged_stops_at_once_and_names_those_that_are(tmp_
         ({"space": {}}, "at least one hyperparameter"),
         ({"space": {"lr": [1, 2]}}, "'lr' must be a Float, an Int or a Choice"),
         ({"method": "best"}, "method must be one of"),
+        ({"method": optuna.samplers.GridSampler({"lr": [1]})}, "Give method='grid'"),
         ({"trials": 0}, "trials must be in"),
         ({"prune": "often"}, "prune must be 'asha', 'median'"),
         ({"space": {"width": lt.Int(1, 3)}}, "has an argument 'width'"),

@@ -14,18 +14,18 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 QUIET = {"start_method": "fork", "progress": False}
 
 
-def begun(folder, **options):
-    """Leave a search of four trials after its first one, as if it had been killed."""
+def begun(folder, trials=3, **options):
+    """Leave a search after its first trial, as if it had been killed."""
     find(trials=1, folder=folder, **options)
     study = optuna.load_study(study_name=folder.name, storage=options.get("storage") or journal(folder / "journal.log"))
-    study.set_user_attr(RECORDED, {**study.user_attrs[RECORDED], "trials": 4})
+    study.set_user_attr(RECORDED, {**study.user_attrs[RECORDED], "trials": trials})
 
 
 @pytest.mark.parametrize("method", ["random", "tpe"])
 def test_who_joins_reads_everything_from_the_study(method, tmp_path):
     begun(tmp_path / "s", data=Tiny, method=method, prune="median")
     result = join(tmp_path / "s", **QUIET)
-    alone = find(data=Tiny, folder=tmp_path / "alone", method=method)
+    alone = find(data=Tiny, trials=3, folder=tmp_path / "alone", method=method)
     assert [row["lr"] for row in result.runs] == [row["lr"] for row in alone.runs]
     assert result.best_value == alone.best_value
     assert result.retrained == ()
@@ -33,13 +33,13 @@ def test_who_joins_reads_everything_from_the_study(method, tmp_path):
 
 def test_storage_with_several_searches_needs_a_name(tmp_path):
     storage = f"sqlite:///{tmp_path / 'all.db'}"
-    begun(tmp_path / "a", data=Tiny, storage=storage)
+    begun(tmp_path / "a", trials=2, data=Tiny, storage=storage)
     optuna.create_study(storage=storage, study_name="no search of ours")
-    assert len(join(storage, folder=tmp_path / "elsewhere", **QUIET).runs) == 4
-    begun(tmp_path / "b", data=Tiny, storage=storage)
+    assert len(join(storage, folder=tmp_path / "elsewhere", **QUIET).runs) == 2
+    begun(tmp_path / "b", trials=2, data=Tiny, storage=storage)
     with pytest.raises(UserInputError, match=r"study must be .* but got None\. It holds: 'a', 'b'"):
         join(storage, **QUIET)
-    assert len(join(storage, study="b", folder=tmp_path / "b2", **QUIET).runs) == 4
+    assert len(join(storage, study="b", folder=tmp_path / "b2", **QUIET).runs) == 2
 
 
 def test_what_has_no_name_must_be_given(tmp_path):
@@ -48,13 +48,21 @@ def test_what_has_no_name_must_be_given(tmp_path):
         join(tmp_path / "s", **QUIET)
     with pytest.raises(UserInputError, match="data must be given"):
         join(tmp_path / "s", Slope, **QUIET)
-    assert len(join(tmp_path / "s", Slope, Tiny(), **QUIET).runs) == 4
+    assert len(join(tmp_path / "s", Slope, Tiny(), **QUIET).runs) == 3
     find(trials=1, folder=tmp_path / "own", data=Tiny, method=optuna.samplers.RandomSampler(seed=0))
     with pytest.raises(UserInputError, match="method is a sampler of your own"):
         join(tmp_path / "own", **QUIET)
     find(trials=1, folder=tmp_path / "pruner", data=Tiny, prune=optuna.pruners.NopPruner())
     with pytest.raises(UserInputError, match="prune is a pruner of your own"):
         join(tmp_path / "pruner", **QUIET)
+
+
+def test_larger_budget_is_noted(tmp_path):
+    for trials in (1, 3, 2):
+        find(data=Tiny, trials=trials, folder=tmp_path / "s")
+    assert len(join(tmp_path / "s", **QUIET).runs) == 3
+    study = optuna.load_study(study_name="s", storage=journal(tmp_path / "s" / "journal.log"))
+    assert study.user_attrs[RECORDED]["trials"] == 3
 
 
 def test_nothing_to_join_is_a_sentence(tmp_path):

@@ -1,6 +1,6 @@
-"""A search over PostgreSQL, on request: it needs a server and a driver (``pip install psycopg2-binary``).
+"""A search over PostgreSQL, on request: it needs a server and a driver (``pip install "psycopg[binary]"``).
 
-Run: ``LIGHTNING_TRICKS_POSTGRES=postgresql://user@localhost/database pytest -n0 tests/test_search_postgres.py``
+Run: ``LIGHTNING_TRICKS_POSTGRES=postgresql+psycopg://user@localhost/database pytest -n0 tests/test_search_postgres.py``
 """
 
 import os

@@ -35,6 +35,29 @@ def test_moments_of_any_pieces_are_those_of_the_whole(sizes, offset, seed):
     torch.testing.assert_close(moments.variance(ddof=0), values.var(0, correction=0), rtol=1e-6, atol=1e-12)
 
 
+def test_a_row_goes_on_alone_as_in_company():
+    """A row's numbers do not depend, to the last bit, on the rows beside it."""
+    passes = torch.rand(300, 13, 5).softmax(-1)
+
+    def streamed(rows):
+        stream = u.SampleStream("multiclass", quantiles=(0.5,))
+        stream.update(passes[:100, rows])
+        stream.update(passes[100:, rows])
+        return stream.compute()
+
+    whole = streamed(slice(None))
+    first = u.SampleStream("multiclass", quantiles=(0.5,))
+    first.update(passes[:100])
+    rows = torch.tensor([7, 2, 2])
+    part = first.take(rows)
+    part.update(passes[100:, rows])
+    for name, values in streamed(slice(6, 9)).items():
+        assert torch.equal(values, whole[name][6:9]), name
+    for name, values in part.compute().items():
+        assert torch.equal(values, whole[name][rows]), name
+    assert first.count == 100
+
+
 def test_spread_survives_single_precision_far_from_zero():
     truth = torch.randn(100, 500, dtype=torch.float64) * 1e-3 + 1000
     seen = truth.float()

@@ -142,6 +142,52 @@ def test_a_loss_that_loses_what_it_had_gained():
     assert watched([*falling(300), 5.0, *falling(99, start=0.1)], guess=LN10) == {}, "one spike"
 
 
+def test_a_loss_that_is_worse_than_guessing_again():
+    losses = falling(150, end=1.9) + flat(250, level=2.45)
+    assert watched(losses, guess=LN10)["diverging"][0] == "error"
+
+
+def test_a_converged_model_that_the_first_update_ruined():
+    losses = [0.01, 24.0, 3.3, 3.8, 2.4] + [1 / (1 + i) for i in range(20)] + flat(175, level=0.2)
+    found = watched(losses, guess=LN10, norms=[record(0, ratio=0.6), *records(8)])
+    assert found["diverging"][0] == "warning", "it still knows more than nothing"
+    assert found["lr-too-high"][0] == "warning"
+
+
+def test_a_loss_that_rises_again_by_a_good_part_of_all_there_is_to_gain():
+    losses = falling(100) + flat(75, level=1.2) + falling(200, start=1.2)
+    assert watched(losses, guess=LN10)["oscillating"] == ("warning", 175)
+
+
+def test_hardly_any_gain_is_a_warning():
+    found = watched(flat(50) + flat(350, level=0.96 * LN10), guess=LN10)
+    assert found["not-learning"][0] == "warning"
+    assert "not-learning" not in watched(flat(50) + flat(350, level=0.9 * LN10), guess=LN10)
+
+
+def test_a_maximised_loss():
+    losses = [-0.1 - 0.01 * i for i in range(200)]
+    assert watched(losses, is_negated=True)["diverging"] == ("error", 50)
+    assert watched(losses) == {}, "a density may fall below 0"
+
+
+def test_a_loss_not_far_below_guessing_lets_alarms_count():
+    slow = [LN10 * (1 - 0.0006 * i) for i in range(400)]
+    inside = {"activity": [[layer(saturated=0.95), layer("head")]] * 3}
+    assert watched(slow, guess=LN10, **inside)["saturated-units"][0] == "warning"
+    assert watched(slow, guess=LN10) == {}
+
+
+def test_a_rate_that_became_too_small():
+    stopped = falling(50, rate=0.01) + flat(350, level=1.6)
+    assert watched(stopped, guess=LN10, norms=records(16, ratio=1e-9))["lr-too-low"][0] == "warning"
+
+
+def test_layers_that_get_no_gradient_at_all_have_not_faded():
+    cut = records(16, gradients=(0.0, 0.0, 1e-3))
+    assert "vanishing-gradient" not in watched(flat(), guess=LN10, norms=cut)
+
+
 def test_zigzag_is_told_from_the_noise_of_batches():
     zigzag = [1.0 + 0.5 * (-1) ** step for step in range(400)]
     assert "oscillating" in watched(zigzag)
@@ -281,6 +327,15 @@ def test_what_guessing_gives(name):
         guess.add(spy.calls, value)
     best = best_constant(lambda constant: loss(constant.expand(2000, width), y), (width,))
     assert guess.value() == pytest.approx(best, rel=0.01)
+
+
+def test_a_negated_loss_is_seen():
+    guess = GuessLoss()
+    with LossSpy() as spy:
+        total = -F.cross_entropy(torch.zeros(100, 2), torch.arange(100) % 2)
+    guess.add(spy.calls, total)
+    assert guess.value() is None
+    assert guess.is_negated
 
 
 def test_guessing_is_not_known_for_a_loss_of_several_parts_or_with_weights():

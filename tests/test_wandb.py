@@ -13,7 +13,7 @@ from wandb_file import WandbRun
 
 import lightning_tricks as lt
 
-WIDGETS_OF_WANDB_ALONE = {"preflight", "trainer/global_step", "_step", "_runtime", "_timestamp", "_wandb"}
+NOT_LOGGED_BY_US = {"trainer/global_step", "_step", "_runtime", "_timestamp", "_wandb"}
 
 
 class Sick(lt.Classifier):
@@ -42,7 +42,7 @@ def run(tmp_path_factory):
         CSVLogger(folder / "csv", name="", version=""),
         TensorBoardLogger(folder / "tb", name="", version=""),
     ]
-    callbacks = [lt.Preflight(), *lt.recipe("val_loss", patience=2)]
+    callbacks = [lt.Preflight(), lt.Diagnosis(), *lt.recipe("val_loss", patience=2)]
     data = lt.DigitsDataModule(batch_size=256)
     trainer = quiet_trainer(max_epochs=4, callbacks=callbacks, logger=loggers, log_every_n_steps=1)
     model = make_model(Sick)
@@ -66,7 +66,7 @@ def numbers_of_wandb(run):
     found = {}
     for row in run.wandb.history:
         for name, value in row.items():
-            if is_number(value) and name not in WIDGETS_OF_WANDB_ALONE:
+            if is_number(value) and name not in NOT_LOGGED_BY_US:
                 found.setdefault(name, set()).add((row["trainer/global_step"], float(value)))
     return found
 
@@ -120,8 +120,10 @@ def test_pictures_and_tables_are_there_and_their_files_too(run):
     assert {"norms/worst_layers", "test/most_uncertain", "early_stopping/message", "preflight"} - {
         "preflight"
     } <= tables
+    pages = {n for row in run.wandb.history for n, v in row.items() if kind(v) == "html-file"}
+    assert pages == {"pages/preflight", "pages/report"}
     media = {path.suffix for path in run.folder.glob("wandb/**/media/**/*") if path.is_file()}
-    assert {".png", ".json"} <= media
+    assert {".png", ".json", ".html"} <= media
 
 
 def kind(value):
@@ -151,13 +153,14 @@ def test_the_summary_says_what_the_run_came_to(run):
     assert written == {name: run.wandb.summary[name] for name in written}
 
 
-def test_a_broken_model_is_an_alert_and_the_report_an_artifact(run):
-    ((title, text, level),) = run.wandb.alerts
+def test_a_broken_model_is_an_alert_and_the_reports_are_artifacts(run):
+    title, text, level = run.wandb.alerts[0]
     assert (title, level) == ("Preflight", "ERROR")
     assert "params-not-optimized" in text
-    (artifact,) = (one for one in run.wandb.artifacts if one.type == "report")  # W&B makes one of each table, too
-    assert artifact.name == "preflight-the-run"
-    assert [entry.path for entry in artifact.manifest.contents] == ["preflight.html"]
+    reports = {one.name: one for one in run.wandb.artifacts if one.type == "report"}  # W&B makes one of each table, too
+    assert set(reports) == {"preflight-the-run", "report-the-run"}
+    for name, one in reports.items():
+        assert [entry.path for entry in one.manifest.contents] == [name.removesuffix("-the-run") + ".html"]
     assert "params-not-optimized" in (run.folder / "csv/artifacts/preflight.html").read_text()
 
 
@@ -171,7 +174,7 @@ def test_tensorboard_and_csv_lose_nothing_but_the_widgets(run):
     assert tables | {"alerts", "summary"} <= texts
     files = {path.stem.split("-step")[0] for path in (run.folder / "csv").glob("*/*-step*")}
     assert {name.replace("/", "_") for name in pictures | tables} <= files
-    assert (run.folder / "tb/artifacts/preflight.html").exists()
+    assert {path.name for path in (run.folder / "tb/artifacts").iterdir()} == {"preflight.html", "report.html"}
     assert "Preflight" in (run.folder / "csv/alerts.txt").read_text()
 
 

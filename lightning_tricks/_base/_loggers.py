@@ -4,7 +4,6 @@ W&B and TensorBoard get their own widgets. Every other logger that writes to a f
 files beside its metrics. Only rank zero writes, and a logger that fails is mentioned once and never stops training.
 """
 
-import csv
 import io
 import re
 import sys
@@ -12,16 +11,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger
+from torch import Tensor
 
 from lightning_tricks._base._messages import warn_once
+from lightning_tricks._base._tables import Cell, markdown_table, picture, wandb_rows, write_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Cell = str | int | float | None
 
 
 def log_metrics(trainer: Trainer, metrics: Mapping[str, float], *, step: int | None = None) -> None:
@@ -65,7 +65,10 @@ def log_figure(trainer: Trainer, name: str, figure: "Figure", *, step: int | Non
 def log_table(
     trainer: Trainer, name: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]], *, step: int | None = None
 ) -> None:
-    """Write a table.
+    """Write a table; its cells are numbers, texts, or tensors ``(H, W)``, ``(1, H, W)``, ``(3, H, W)``: pictures.
+
+    W&B shows pictures in the table. TensorBoard shows them under images, by the numbers that stand in the table.
+    Elsewhere the CSV file names PNG files beside it, and an HTML page shows both.
 
     Args:
         trainer: whose loggers to use.
@@ -78,12 +81,12 @@ def log_table(
 
     def write(logger: Logger, at: int) -> None:
         if isinstance(logger, WandbLogger):
-            logger.log_table(name, columns=list(columns), data=body, step=at)
+            logger.log_table(name, columns=list(columns), data=wandb_rows(body), step=at)
         elif isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_text(name, _markdown_table(columns, body), global_step=at)
+            logger.experiment.add_text(name, markdown_table(columns, body), global_step=at)
+            _add_pictures(logger, name, body, at)
         elif path := _file(logger, "tables", name, at, "csv"):
-            with path.open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([columns, *body])
+            write_table(path, columns, body)
 
     _for_each_logger(trainer, f"the table {name!r}", write, step)
 
@@ -180,8 +183,7 @@ def _png(figure: "Figure") -> bytes:
     return buffer.getvalue()
 
 
-def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    def line(cells: Iterable[Cell]) -> str:
-        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
-
-    return "\n".join([line(columns), line("---" for _ in columns), *map(line, rows)])
+def _add_pictures(logger: TensorBoardLogger, name: str, rows: Sequence[Sequence[Cell]], step: int) -> None:
+    pictures = [np.asarray(picture(cell).convert("RGB")) for row in rows for cell in row if isinstance(cell, Tensor)]
+    for number, pixels in enumerate(pictures, start=1):
+        logger.experiment.add_image(f"{name}/picture {number}", pixels, global_step=step, dataformats="HWC")

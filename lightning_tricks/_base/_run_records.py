@@ -64,5 +64,5 @@ def _log_to_wandb(logger: WandbLogger, path: Path, kind: str, step: int) -> None
     artifact.add_file(str(path), policy="mutable")
     run.log_artifact(artifact)
     if path.suffix == ".html":
-        page = {path.stem: wandb.Html(path.read_text(encoding="utf-8"))}
+        page = {f"pages/{path.stem}": wandb.Html(path.read_text(encoding="utf-8"))}
         logger.log_metrics(page, step=step)  # type: ignore[arg-type]

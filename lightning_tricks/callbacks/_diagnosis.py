@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_tricks._base import UserInputError, alert, check_choice, check_range, warn_once
+from lightning_tricks._base import UserInputError, alert, check_choice, check_range, log_artifact, warn_once
 from lightning_tricks.callbacks._diagnosis_losses import StepLosses, noise_ratio
 from lightning_tricks.callbacks._diagnosis_report import facts_of, free_path, write_report
 from lightning_tricks.callbacks._diagnosis_watchers import QuietActivations, QuietNorms, is_compiled
@@ -318,6 +318,7 @@ class Diagnosis(OnlyLooks, Callback):
         if self._path is not None and trainer.is_global_zero:
             curves = (self._curve, self._validation, self.monitor, self._losses.guess.value())
             write_report(self._path, self.report, curves, self._norms, self._activations, exception)
+            log_artifact(trainer, self._path, kind="report")
 
 
 def planned_steps(trainer: Trainer) -> int | None:

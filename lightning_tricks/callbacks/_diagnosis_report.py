@@ -64,9 +64,8 @@ def facts_of(trainer: Trainer, module: LightningModule) -> Facts:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
     }
-    hparams = {
-        f"hparams: {name}": value for name, value in {**_hparams(trainer.datamodule), **_hparams(module)}.items()
-    }  # type: ignore[attr-defined]
+    owners = (getattr(trainer, "datamodule", None), module)
+    hparams = {f"hparams: {name}": value for owner in owners for name, value in _hparams(owner).items()}
     return {name: _plain(value) for name, value in {**facts, **hparams}.items() if value is not None}
 
 
@@ -109,8 +108,9 @@ def _pictures(report: Report, curves: Curves, norms: NormMonitor, activations: A
     marks = [(f.step, f.rule) for f in report.findings if f.step is not None and f.severity != "info"]
     blocks: list[tuple[str, Callable[[], Any], str]] = []
     if curve.steps:
-        marked = {"validation": validation, "name": monitor, "guess": guess, "marks": marks}
-        draw = partial(plots.training_curve, *curve.points(), **marked)
+        draw = partial(
+            plots.training_curve, *curve.points(), validation=validation, name=monitor, guess=guess, marks=marks
+        )
         blocks.append(("Loss", draw, "Training loss of the first steps and of windows of steps after them."))
     if len(norms._history):
         heat = "Layers in forward order from top to bottom; columns are measured steps."

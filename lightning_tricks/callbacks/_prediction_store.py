@@ -1,6 +1,7 @@
 """Rows of predictions on disk: appended batch by batch, read back in any order, never all in memory."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,8 +13,8 @@ from lightning_tricks._base import UserInputError
 
 Columns = dict[str, NDArray[Any]]
 
-# Rows that are read and written together: a few megabytes for the usual summaries.
-BLOCK_ROWS = 4096
+# What is read and written together; rows may be single numbers or maps of megabytes.
+BLOCK_BYTES = 4 * 2**20
 
 
 class ColumnStore:
@@ -27,7 +28,7 @@ class ColumnStore:
         >>> store = ColumnStore(Path(tempfile.mkdtemp()) / "part")
         >>> store.append({"index": np.array([1, 0]), "mean": np.array([[0.5], [0.25]])})
         >>> store.close()
-        >>> read_store(store.folder)["mean"].shape
+        >>> StoredColumns(store.folder)["mean"].shape
         (2, 1)
     """
 
@@ -78,34 +79,43 @@ def _described(column: tuple[str, list[int]] | None) -> str:
     return "missing" if column is None else f"{np.dtype(column[0]).name} of shape {tuple(column[1])}"
 
 
-def read_store(folder: Path) -> Columns:
-    """Map the columns of a closed store into memory without reading them."""
-    described = json.loads((folder / "layout.json").read_text())
-    columns: Columns = {}
-    for at, (name, (dtype, shape)) in enumerate(described["columns"].items()):
-        full = (described["rows"], *shape)
-        empty = 0 in full
-        columns[name] = np.empty(full, dtype) if empty else np.memmap(folder / f"{at}.bin", dtype, "r", shape=full)
-    return columns
+class StoredColumns:
+    """The columns of a closed store, read in pieces.
+
+    Args:
+        folder: of the store.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        described = json.loads((folder / "layout.json").read_text())
+        self.rows: int = described["rows"]
+        self.layout = {name: (np.dtype(dtype), tuple(shape)) for name, (dtype, shape) in described["columns"].items()}
+        self._files = {name: folder / f"{at}.bin" for at, name in enumerate(self.layout)}
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """Map one column into memory; a new map each time, so that what was read of the last one can be let go."""
+        dtype, shape = self.layout[name]
+        full = (self.rows, *shape)
+        return np.empty(full, dtype) if 0 in full else np.memmap(self._files[name], dtype, "r", shape=full)
 
 
 class MergedRows:
     """Rows of several stores in order of their ``index``, each index once.
 
+    Memory for about 40 bytes per row, whatever the columns hold.
+
     Args:
         parts: columns of each store; those without rows are skipped.
     """
 
-    def __init__(self, parts: Sequence[Columns]) -> None:
-        self._parts = [part for part in parts if part and len(part["index"])]
-        if len({tuple((n, v.dtype, v.shape[1:]) for n, v in part.items()) for part in self._parts}) > 1:
+    def __init__(self, parts: Sequence[StoredColumns]) -> None:
+        self._parts = [part for part in parts if part.rows]
+        if any(part.layout != self._parts[0].layout for part in self._parts):
             raise UserInputError("the ranks predicted different columns or shapes per row.")
-        index = [np.asarray(part["index"]).reshape(-1) for part in self._parts]
+        index = [np.array(part["index"]) for part in self._parts]
         every = np.concatenate(index) if index else np.empty(0, np.int64)
-        self.index, first = np.unique(every, return_index=True)  # a sampler may pad ranks with rows of others
-        starts = np.cumsum([0, *(len(one) for one in index)])
-        self._part = np.searchsorted(starts, first, side="right") - 1
-        self._row = first - starts[self._part] if len(first) else first
+        self.index, self._first = np.unique(every, return_index=True)  # a sampler may pad ranks with rows of others
+        self._starts = np.cumsum([0, *(part.rows for part in self._parts)])
 
     def __len__(self) -> int:
         return len(self.index)
@@ -113,19 +123,22 @@ class MergedRows:
     @property
     def layout(self) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
         """Type and shape per row of each column."""
-        return {name: (v.dtype, v.shape[1:]) for name, v in self._parts[0].items()} if self._parts else {}
+        return self._parts[0].layout if self._parts else {}
 
     def column(self, name: str, rows: slice) -> NDArray[Any]:
         """Return some rows of one column."""
         dtype, shape = self.layout[name]
-        part, row = self._part[rows], self._row[rows]
-        out = np.empty((len(row), *shape), dtype)
+        first = self._first[rows]
+        part = np.searchsorted(self._starts, first, side="right") - 1
+        out = np.empty((len(first), *shape), dtype)
         for at in np.unique(part):
             here = part == at
-            out[here] = self._parts[at][name][row[here]]
+            out[here] = self._parts[at][name][first[here] - self._starts[at]]
         return out
 
     def blocks(self) -> Iterator[slice]:
         """Cut the rows into pieces that fit into memory."""
-        for start in range(0, len(self), BLOCK_ROWS):
-            yield slice(start, min(start + BLOCK_ROWS, len(self)))
+        row = sum(dtype.itemsize * math.prod(shape) for dtype, shape in self.layout.values())
+        step = max(1, BLOCK_BYTES // max(row, 1))
+        for start in range(0, len(self), step):
+            yield slice(start, min(start + step, len(self)))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_tricks._base import UserInputError, check_choice, require_extra
 from lightning_tricks.callbacks._prediction_files import WRITERS
-from lightning_tricks.callbacks._prediction_store import Columns, ColumnStore, MergedRows, read_store
+from lightning_tricks.callbacks._prediction_store import Columns, ColumnStore, MergedRows, StoredColumns
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -24,8 +24,9 @@ class PredictionWriter(BasePredictionWriter):
 
     Each rank streams its batches to a folder beside the file (``predictions.parquet.parts``); at the end rank zero
     merges them block by block and moves the finished file into place, so that the file is either complete or absent.
-    Memory does not grow with the dataset; pass ``return_predictions=False`` to ``trainer.predict``, which keeps its
-    own copy otherwise. With several dataloaders there is one file each: ``predictions-0.parquet``, ...
+    Memory grows by the rows' indices only (about 40 bytes per row while merging), whatever the columns hold; pass
+    ``return_predictions=False`` to ``trainer.predict``, which keeps its own copy otherwise. With several dataloaders
+    there is one file each: ``predictions-0.parquet``, ...
 
     An existing file is never touched unless ``overwrite`` is set. What a killed run left is deleted, with a warning,
     and the prediction starts from the first row. On several nodes the folder must be shared between them.
@@ -167,12 +168,18 @@ class PredictionWriter(BasePredictionWriter):
     def _merge(self, trainer: Trainer) -> None:
         for loader, target in enumerate(self._targets(trainer)):
             folders = [self._parts / f"loader{loader}-rank{rank}" for rank in range(trainer.world_size)]
-            rows = MergedRows([read_store(folder) for folder in folders if (folder / "layout.json").exists()])
+            rows = MergedRows([StoredColumns(folder) for folder in folders if (folder / "layout.json").exists()])
             unfinished = self._parts / target.name
             WRITERS[self.path.suffix.lower()](rows, unfinished)
             _say_gaps(rows, target)
+            _to_disk(unfinished)  # else a power cut could leave the name without the content
             unfinished.replace(target)
         shutil.rmtree(self._parts)
+
+
+def _to_disk(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _as_columns(prediction: Any) -> Columns:

@@ -88,6 +88,7 @@ class Symptom:
         certain: what guessing gives is known, and the loss is not below it: this is no model that had converged before.
         above: it is far above what guessing gives, well after the start.
         barely: it has fallen by next to nothing, and does not fall now.
+        slow: it is well below what guessing gives, but not far; enough to look inside, and no reason to worry alone.
         stalled: it fell at first, and no longer does, far above zero.
         rising: it is far above where it began, and stays there.
         lost: nearly all that was gained is lost again.
@@ -99,6 +100,7 @@ class Symptom:
     certain: bool = False
     above: bool = False
     barely: bool = False
+    slow: bool = False
     stalled: bool = False
     rising: bool = False
     lost: bool = False
@@ -122,6 +124,11 @@ class Symptom:
     def __bool__(self) -> bool:
         return self._is_useless or self.barely or self.stalled or self.rising or self.lost
 
+    @property
+    def allows_alarms(self) -> bool:
+        """Whether what is strange inside the network may count."""
+        return bool(self) or self.slow
+
     def __str__(self) -> str:
         beside = "what guessing gives" if self.certain else "the start"
         if self.rising or self.lost:
@@ -130,6 +137,8 @@ class Symptom:
             return f"the loss is {self.level:.4g}, above the {self.reference:.4g} that guessing gives"
         if self.stuck or self.barely:
             return f"the loss stays at {self.level:.4g} ({beside}: {self.reference:.4g})"
+        if not self.stalled:
+            return f"the loss is {self.level:.4g}, not far below the {self.reference:.4g} that guessing gives"
         return f"the loss no longer falls ({self.level:.4g})"
 
 
@@ -154,6 +163,7 @@ def symptom_of(evidence: Evidence, t: Thresholds) -> Symptom:
     stuck = flat and not gained
     barely = flat and gained and guess is not None and best is not None and best.mean > t.barely * guess
     above = late and guess is not None and _all_above(curve.windows[-2:], t.above_guess * guess)
+    useless = gained and guess is not None and _all_above(curve.windows[-2:], guess * (1 + t.least_gain))
     half = len(curve.windows) // 2
     before, after = curve.windows[:half], curve.windows[half:]
     stalled = (
@@ -168,9 +178,10 @@ def symptom_of(evidence: Evidence, t: Thresholds) -> Symptom:
         certain=guess is not None,
         above=above,
         barely=barely,
+        slow=late and guess is not None and curve.level > t.slow * guess,
         stalled=stalled,
         rising=_rises(curve, t, guess),
-        lost=best is not None and _lost(curve, best, start if guess is None else min(start, guess), t),
+        lost=best is not None and (_lost(curve, best, start if guess is None else min(start, guess), t) or useless),
         reference=reference,
         level=curve.level,
     )

@@ -206,10 +206,11 @@ class Probe:
             return _loss_of(model.training_step(batch, 0)).item()
 
     def cross_gradient(self, model: LightningModule) -> Tensor | None:
-        """Return how much the output for the first sample depends on each sample's input, ``(B,)``.
+        """Return how much the outputs for the first and last sample depend on each sample's input, ``(2, B)``.
 
         It is the norm of the gradient of a random projection in evaluation mode: a plain sum is blind behind a softmax
-        or a LayerNorm. None for inputs or models that have no gradient (integers).
+        or a LayerNorm. First and last, since what runs along the batch axis may only look back. None for inputs or
+        models that have no gradient (integers).
         """
         if not self.inputs.is_floating_point():
             return None
@@ -217,14 +218,12 @@ class Probe:
         model.eval()
         with torch.enable_grad(), self._precision(), LossSpy(keep_graph=True) as spy:
             model.training_step(with_input(self.batch, x), 0)
-            rows = [] if not spy.calls else rows_of_first(spy.calls[-1].prediction, len(x))
-            if not rows or not rows[0].requires_grad:
+            if not spy.calls or not spy.calls[-1].prediction.requires_grad:
                 return None
-            found = [torch.autograd.grad(_projected(part), x, retain_graph=True)[0] for part in rows]
-        # where the rows of time steps may lie either way, the way in which fewer samples mix is the right one
-        norms = [gradient.double().flatten(1).norm(dim=1) for gradient in found]
-        fewest: Tensor = min(norms, key=lambda norm: int((norm[1:] > 0).sum()))
-        return fewest
+            layouts = first_and_last(spy.calls[-1].prediction, len(x))
+            found = [torch.stack([_reach(rows, x) for rows in layout]) for layout in layouts]
+        # where time steps may lie either way, the way in which fewer samples mix is the right one
+        return min(found, key=lambda norms: int((norms > 0).sum()), default=None)
 
     def exchanged(self) -> Any:
         """Return the batch with its first input replaced by its second."""
@@ -296,21 +295,23 @@ def batch_size_of(loader: DataLoader[Any]) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def rows_of_first(prediction: Tensor, batch_size: int) -> list[Tensor]:
-    """Return the rows of a prediction that may belong to the first sample: each way in which time steps may lie.
+def first_and_last(prediction: Tensor, batch_size: int) -> list[tuple[Tensor, Tensor]]:
+    """Return the rows of a prediction for the first and the last sample, for each way in which time steps may lie.
 
     Example:
-        >>> [part.tolist() for part in rows_of_first(torch.arange(6), 3)]
-        [[0, 1], [0, 3]]
+        >>> [(first.tolist(), last.tolist()) for first, last in first_and_last(torch.arange(6), 3)]
+        [([0, 1], [4, 5]), ([0, 3], [2, 5])]
     """
     if prediction.ndim == 0 or prediction.shape[0] % batch_size:
         return []
-    per_sample = prediction.shape[0] // batch_size
-    return [prediction[:per_sample]] if per_sample == 1 else [prediction[:per_sample], prediction[::batch_size]]
+    steps = prediction.shape[0] // batch_size
+    blocks = (prediction[:steps], prediction[-steps:])
+    return [blocks] if steps == 1 else [blocks, (prediction[::batch_size], prediction[batch_size - 1 :: batch_size])]
 
 
-def _projected(part: Tensor) -> Tensor:
-    return (part * torch.randn_like(part)).sum()
+def _reach(rows: Tensor, x: Tensor) -> Tensor:
+    (gradient,) = torch.autograd.grad((rows * torch.randn_like(rows)).sum(), x, retain_graph=True)
+    return gradient.double().flatten(1).norm(dim=1)
 
 
 def with_input(batch: Any, x: Tensor) -> Any:

@@ -208,19 +208,20 @@ def batch_mixing(before: Tensor, after: Tensor, batch_size: int) -> list[Finding
 
 
 def batch_mixing_gradient(gradient: Tensor) -> list[Finding]:
-    """Look at the gradient of one sample's output with respect to every sample's input: only its own may count.
+    """Look at the gradient of the first and last sample's output with respect to every sample's input.
 
     Args:
-        gradient: norms, ``(B,)``; the first is the sample's own.
+        gradient: norms, ``(2, B)``; only the first value of the first row and the last of the last row may count.
 
     Example:
-        >>> batch_mixing_gradient(torch.tensor([2.0, 0, 0])), len(batch_mixing_gradient(torch.tensor([2.0, 0, 0.1])))
+        >>> own = torch.eye(3)[[0, 2]]
+        >>> batch_mixing_gradient(own), len(batch_mixing_gradient(own + 0.1))
         ([], 1)
     """
-    others = gradient[1:] > 1e-9 * gradient.max()
+    others = torch.stack([gradient[0, 1:], gradient[1, :-1]]) > 1e-9 * gradient.max()
     if not others.any():
         return []
-    share = others.double().mean().item()
+    share = others.double().mean(dim=1).max().item()
     what = f"the output for one sample depends on the inputs of {share:.0%} of the others, by its gradient"
     return [Finding("batch-mixing", "error", "forward", what, _UNMIX)]
 

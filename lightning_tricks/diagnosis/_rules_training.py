@@ -69,7 +69,7 @@ def _growth_through_depth(evidence: Evidence) -> tuple[float, str, str] | None:
 
 def vanishing_gradient(evidence: Evidence, t: Thresholds) -> Finding | None:
     """Layers whose gradient is next to nothing beside the others', while the loss is bad."""
-    if not evidence.symptom or len(evidence.norms) < 3:
+    if not evidence.symptom.allows_alarms or len(evidence.norms) < 3:
         return None
     recent = evidence.norms[-3:]
     cure = (
@@ -101,7 +101,7 @@ def _faint(record: NormRecord, t: Thresholds) -> dict[str, float]:
 def dead_units(evidence: Evidence, t: Thresholds) -> Finding | None:
     """Rectifiers most of whose units never pass anything on, while the loss is bad."""
     found = _layers_over(evidence, t.dead, lambda a: a.dead)
-    if not evidence.symptom or not found:
+    if not evidence.symptom.allows_alarms or not found:
         return None
     worst = max(found, key=lambda a: a.dead)
     what = (
@@ -115,7 +115,7 @@ def dead_units(evidence: Evidence, t: Thresholds) -> Finding | None:
 def saturated_units(evidence: Evidence, t: Thresholds) -> Finding | None:
     """Hidden activations most of whose values are where the derivative vanishes, while the loss is bad."""
     found = _layers_over(evidence, t.saturated, lambda a: a.saturated)
-    if not evidence.symptom or not found:
+    if not evidence.symptom.allows_alarms or not found:
         return None
     worst = max(found, key=lambda a: a.saturated)
     what = (
@@ -199,7 +199,7 @@ def _hump(evidence: Evidence, t: Thresholds) -> str | None:
     best = min(curve.windows[:-2], key=lambda window: window.mean)
     reference = abs(curve.start(t.start) if evidence.guess is None else evidence.guess)
     rise = min(window.median for window in curve.windows[-2:]) - best.mean
-    if not rise > max(t.hump * reference, t.rise_noise * best.error):
+    if not rise > max(t.hump * reference, t.significance * best.error):
         return None
     return f"the loss has risen again, from {best.mean:.4g} to {curve.level:.4g}"
 
@@ -236,7 +236,9 @@ def lr_too_low(evidence: Evidence, t: Thresholds) -> Finding | None:
     """Updates that are tiny beside the weights, while the loss has hardly fallen."""
     symptom = evidence.symptom
     ratios = [r.total_ratio for r in evidence.norms[-3:] if math.isfinite(r.total_ratio)]
-    if len(ratios) < 3 or not is_late(evidence, t) or not _hardly_fell(evidence) or max(ratios) > t.low_ratio:
+    if len(ratios) < 3 or not is_late(evidence, t) or max(ratios) > t.low_ratio:
+        return None
+    if not (_hardly_fell(evidence) or symptom.stalled):
         return None
     fell = f"the loss has only come from {_start(evidence):.4g} to {symptom.level:.4g}"
     what = f"each update changes the weights by a share of {ratios[-1]:.2g} (about 0.001 is usual), and {fell}"

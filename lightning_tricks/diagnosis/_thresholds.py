@@ -19,6 +19,7 @@ class Thresholds:
         significance: standard errors by which the loss must have fallen to have learned something.
         least_gain: share of the reference (what guessing gives, or the start) by which it must have fallen, too.
         barely: share of what guessing gives above which the loss has fallen by next to nothing.
+        slow: share of what guessing gives above which alarms about the inside of the network count.
         above_guess: factor on the loss of guessing above which the model is worse than guessing.
         rise: share of the start by which the loss must be above it to diverge.
         rise_noise: the same in standard deviations of one step's loss.
@@ -66,6 +67,7 @@ class Thresholds:
     significance: float = 3.0
     least_gain: float = 0.02
     barely: float = 0.95
+    slow: float = 0.7
     above_guess: float = 1.2
     rise: float = 0.5
     rise_noise: float = 6.0

@@ -1,6 +1,7 @@
 """Monte-Carlo dropout in a Trainer."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,16 +11,18 @@ from torch.utils._pytree import tree_map
 
 from lightning_tricks._base import UserInputError, check_range
 from lightning_tricks.modules._mc_batches import (
+    RowPlaces,
     Task,
     batch_rows,
-    dataset_indices,
     infer_task,
     split_inputs,
     to_summary_form,
 )
 from lightning_tricks.modules._mc_calibration import Calibration
 from lightning_tricks.modules._mc_metrics import OffAndOn
+from lightning_tricks.modules._mc_pictures import log_answers
 from lightning_tricks.modules._mc_ranking import UncertainRows
+from lightning_tricks.modules._mc_tolerance import SureRows, rows_of
 from lightning_tricks.uncertainty import EngineReport, MCEngine, SampleStream
 
 
@@ -47,13 +50,15 @@ class MCDropoutPredictor(LightningModule):
         engine: how the samples are computed.
         output: picks the tensor out of what the model returns.
         logits: whether a classifier returns logits (else probabilities).
+        class_dim: axis of the classes in what a multiclass model returns; -1 for ``(B, T, C)``. In the summaries they
+            are always on axis 1.
         split: returns inputs and targets (or None) of a batch, for batches other than tensors, ``(inputs, targets)``
             and dicts such as ``{"image": ..., "label": ...}``. A tuple of inputs goes to ``forward`` as arguments.
         quantiles: levels in (0, 1) to add as ``quantile_Q``.
         keep_samples: add all samples as ``samples``, ``(B, S, ...)``.
         tau: precision of the noise of a regression without a Gaussian head.
-        tolerance: stop a batch after 16, 32, 64, ... samples once ``mc_error`` is at most this everywhere in it;
-            ``n_samples`` then depends on which rows share a batch. None draws all samples.
+        tolerance: a row takes 16, 32, 64, ... samples, until every number of its ``mc_error`` is at most this;
+            ``n_samples`` says how many it took. ``samples`` is the most that a row gets. None draws all.
 
     Raises:
         UserInputError: for options out of range, or a task that nobody tells.
@@ -81,6 +86,7 @@ class MCDropoutPredictor(LightningModule):
         engine: Literal["auto", "vmap", "lifted", "repeat", "loop"] = "auto",
         output: Callable[[Any], Any] | None = None,
         logits: bool = True,
+        class_dim: int = 1,
         split: Callable[[Any], tuple[Any, Any]] | None = None,
         quantiles: Sequence[float] = (),
         keep_samples: bool = False,
@@ -90,16 +96,25 @@ class MCDropoutPredictor(LightningModule):
         super().__init__()
         if tolerance is not None:
             check_range("tolerance", tolerance, low=0, open_low=True)
+            if keep_samples:
+                raise UserInputError(
+                    "tolerance gives each row its own number of samples, which keep_samples cannot put into one "
+                    "tensor. Leave one of them out."
+                )
         self._tolerance = tolerance
         self.calibration: Calibration | None = None
         check_range("samples", samples, low=2)
         self.model = model
         self.task = infer_task(model, task)
         self.logits, self.split = logits, split
+        if class_dim == 0:
+            raise UserInputError("class_dim=0 is the batch axis. The classes are on axis 1, or -1 if they come last.")
+        self._class_dim = class_dim
         self._quantiles, self._keep_samples, self._tau = tuple(quantiles), keep_samples, tau
         self._stream()  # a bad option is said now
-        self._metrics = OffAndOn(self.task)
-        self._ranking = UncertainRows(self.task)
+        self._places = RowPlaces()
+        self._metrics = nn.ModuleList([OffAndOn(self.task)])  # one per dataloader, as are the rankings
+        self._rankings = [UncertainRows(self.task)]
         self._engine = MCEngine(
             model,
             samples=samples,
@@ -135,34 +150,42 @@ class MCDropoutPredictor(LightningModule):
         )
 
     def _index(self, batch: Any, inputs: Any, batch_idx: int, dataloader_idx: int) -> Tensor:
-        n_rows = batch_rows(batch, inputs)
-        known = dataset_indices(self._trainer, batch, n_rows, batch_idx, dataloader_idx)
-        return torch.arange(n_rows) if known is None else known
+        return self._places.of(self._trainer, batch, batch_rows(batch, inputs), batch_idx, dataloader_idx)
 
     def _summaries(self, inputs: tuple[Any, ...], index: Tensor) -> dict[str, Tensor]:
-        streams = self._sampled(inputs, index, self._stream)
-        # Cut after summing up: the rows that fill up a small batch keep the last bit alike.
-        parts = [{k: v[: len(index[rows])] for k, v in stream.compute().items()} for rows, stream in streams]
-        summary = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        draw = self._drawn if self._tolerance is None else self._drawn_until_sure
+        summary = draw(inputs, index, self._stream())
         return summary if self.calibration is None else {**summary, **self.calibration.bounds(summary)}
 
-    def _sampled(
-        self, inputs: tuple[Any, ...], index: Tensor, make: Callable[[], SampleStream]
-    ) -> list[tuple[slice, SampleStream]]:
-        """Draw until the Monte-Carlo error is small enough, or all samples if nobody asks for an error."""
+    def _drawn(self, inputs: tuple[Any, ...], index: Tensor, new: SampleStream) -> dict[str, Tensor]:
+        """Draw all samples, chunk by chunk."""
         streams: dict[int, tuple[slice, SampleStream]] = {}
 
         def sink(rows: slice, samples: range, out: Any) -> None:
-            _, stream = streams.setdefault(rows.start, (rows, make()))
-            stream.update(to_summary_form(self._tempered(out), self.task, logits=self.logits))
+            _, stream = streams.setdefault(rows.start, (rows, copy.deepcopy(new)))
+            stream.update(self._formed(out))
 
-        for samples in _rounds(self._engine.samples, self._tolerance):
-            self._engine.feed(sink, *inputs, rows=index, samples=samples)
-            if self._tolerance is not None and all(
-                bool((stream.mc_error() <= self._tolerance).all()) for _, stream in streams.values()
-            ):
-                break
-        return list(streams.values())
+        self._engine.feed(sink, *inputs, rows=index)
+        # Without the rows that filled up a batch.
+        parts = [{k: v[: len(index[rows])] for k, v in stream.compute().items()} for rows, stream in streams.values()]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _drawn_until_sure(self, inputs: tuple[Any, ...], index: Tensor, new: SampleStream) -> dict[str, Tensor]:
+        """Draw in rounds; a row whose Monte-Carlo error is small enough takes no part in the next."""
+        chunk = self._engine.chunk_size or len(index)
+        parts = []
+        for rows in torch.arange(len(index)).split(chunk):
+            rounds = SureRows(
+                rows, copy.deepcopy(new), self._formed, tolerance=self._tolerance or 0, min_rows=self._engine.min_rows
+            )
+            for samples in rounds.plan(self._engine.samples):
+                part, keys = rows_of(inputs, rounds.rows, len(index)), index[rounds.rows]
+                self._engine.feed(rounds.take, *part, rows=keys, samples=samples)
+            parts.append(rounds.result())
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _formed(self, out: Any) -> Any:
+        return to_summary_form(self._tempered(out), self.task, logits=self.logits, class_dim=self._class_dim)
 
     def _tempered(self, out: Any) -> Any:
         temperature = 1.0 if self.calibration is None else self.calibration.temperature
@@ -172,7 +195,8 @@ class MCDropoutPredictor(LightningModule):
         """Fit temperature and conformal sets, or conformal intervals, on held-out rows; later predictions use them.
 
         Predictions then hold ``set``, the classes that contain the truth with probability ``level`` (bool
-        ``(B, C)``), or for a regression ``lower`` and ``upper``. All samples of the held-out rows are held in memory.
+        ``(B, C)``), or for a regression ``lower`` and ``upper``. All samples of the held-out rows are drawn (the
+        tolerance does not count here) and held in memory.
 
         Args:
             loader: batches with targets, unused in training.
@@ -194,8 +218,8 @@ class MCDropoutPredictor(LightningModule):
                 raise UserInputError("calibrate needs targets, but the batch holds inputs only.")
             index = torch.arange(seen, seen + batch_rows(batch, inputs))
             seen += len(index)
-            streams = self._sampled(inputs, index, lambda: self._stream(keep_samples=self.task == "multiclass"))
-            summaries += [{k: v[: len(index[rows])].cpu() for k, v in s.compute().items()} for rows, s in streams]
+            summary = self._drawn(inputs, index, self._stream(keep_samples=self.task == "multiclass"))
+            summaries.append({name: value.cpu() for name, value in summary.items()})
             targets.append(target.cpu())
         whole = {name: torch.cat([part[name] for part in summaries]) for name in summaries[0]}
         self.calibration = Calibration.fit(self.task, whole, torch.cat(targets), level=level)
@@ -209,9 +233,13 @@ class MCDropoutPredictor(LightningModule):
         """Compare the predictions with dropout off and on.
 
         At the end of the epoch ``test_{metric}_dropout_off`` and ``..._on`` are logged: ``acc``, ``nll``, ``brier``,
-        ``ace`` (calibration error in equally filled bins), ``aurc`` and ``error_auroc`` (does entropy find the
-        mistakes?) for classes; ``rmse``, and with known noise ``nll`` and ``coverage90``, for a regression. The most
-        uncertain rows go to the loggers as a table, and as pictures where the inputs are some.
+        ``ece`` and ``ace`` (calibration error in bins of equal width, and in equally filled ones), ``aurc`` and
+        ``error_auroc`` (does entropy find the mistakes?) for classes; ``rmse``, and with known noise ``nll`` and
+        ``coverage90``, for a regression. Targets below zero are left out. Several dataloaders are told apart by
+        ``/loader_0``, ``/loader_1``, ... behind the names.
+
+        The loggers get the most uncertain rows of all ranks as a table, with pictures where the inputs are some; for
+        classes also pictures of calibration, risk against coverage, and the entropy of right and wrong answers.
         """
         self._compare(batch, batch_idx, dataloader_idx)
 
@@ -221,12 +249,15 @@ class MCDropoutPredictor(LightningModule):
             raise UserInputError("test and validate need targets to compare with, but the batch holds inputs only.")
         index = self._index(batch, inputs, batch_idx, dataloader_idx)
         on = self._summaries(inputs, index)
-        self._metrics.update(self._without_dropout(inputs), on, target)
-        self._ranking.update(on, index, target, inputs[0])
+        while len(self._metrics) <= dataloader_idx:
+            self._metrics.append(OffAndOn(self.task).to(self.device))
+            self._rankings.append(UncertainRows(self.task))
+        self._metrics[dataloader_idx].update(self._without_dropout(inputs), on, target)
+        self._rankings[dataloader_idx].update(on, index, target, inputs[0])
 
     def _without_dropout(self, inputs: tuple[Any, ...]) -> dict[str, Tensor]:
         out = tree_map(lambda x: x.unsqueeze(0), self._engine.deterministic(*inputs))
-        out = to_summary_form(out, self.task, logits=self.logits)
+        out = to_summary_form(out, self.task, logits=self.logits, class_dim=self._class_dim)
         if isinstance(out, tuple):
             return {"mean": out[0][0], "total_variance": out[1][0].exp()}
         known = {} if self._tau is None else {"total_variance": torch.full_like(out[0], 1 / self._tau)}
@@ -241,8 +272,14 @@ class MCDropoutPredictor(LightningModule):
         self._finish("test")
 
     def _finish(self, stage: str) -> None:
-        self.log_dict({f"{stage}_{name}": value for name, value in self._metrics.compute().items()}, sync_dist=True)
-        self._ranking.log(self.trainer, stage)
+        several = len(self._metrics) > 1
+        for number, (metrics, ranking) in enumerate(zip(self._metrics, self._rankings, strict=True)):
+            behind = f"/loader_{number}" if several else ""
+            values, answers = metrics.compute()  # type: ignore[operator]
+            self.log_dict({f"{stage}_{name}{behind}": value for name, value in values.items()}, sync_dist=True)
+            log_answers(self.trainer, stage + behind, answers)
+            ranking.log(self.trainer, stage + behind)
+        del self._metrics[1:], self._rankings[1:]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the weights of a checkpoint that was written while the model trained on its own.
@@ -252,11 +289,3 @@ class MCDropoutPredictor(LightningModule):
         weights = checkpoint.get("state_dict", {})
         if not any(name in weights for name in self.state_dict()):
             checkpoint["state_dict"] = {f"model.{name}": value for name, value in weights.items()}
-
-
-def _rounds(total: int, tolerance: float | None) -> Iterator[range]:
-    """Cut the samples into rounds that double what was drawn; one round without a tolerance."""
-    start, stop = 0, total if tolerance is None else min(16, total)
-    while start < total:
-        yield range(start, stop)
-        start, stop = stop, min(2 * stop, total)

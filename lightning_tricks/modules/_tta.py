@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from lightning_tricks._base import UserInputError, check_range, preserved_modes
 from lightning_tricks.modules._mc_batches import (
+    RowPlaces,
     Task,
-    dataset_indices,
     infer_task,
     split_inputs,
     to_summary_form,
@@ -76,6 +76,7 @@ class TTAPredictor(LightningModule):
         self.model = model
         self.views = views
         self.samples = int(check_range("samples", samples, low=2))
+        self._places = RowPlaces()
         self.task = infer_task(model, task)
         self.original = original
         self.output, self.logits, self.split = output, logits, split
@@ -99,8 +100,8 @@ class TTAPredictor(LightningModule):
             self.model.eval()
             for number in range(self.samples):
                 stream.update(to_summary_form(self._one(images, number), self.task, logits=self.logits))
-        index = dataset_indices(self._trainer, batch, len(images), batch_idx, dataloader_idx)
-        return {**stream.compute(), "index": torch.arange(len(images)) if index is None else index}
+        index = self._places.of(self._trainer, batch, len(images), batch_idx, dataloader_idx)
+        return {**stream.compute(), "index": index}
 
     def _one(self, images: Tensor, number: int) -> Any:
         """Return the model's output for one view, with an axis for the view in front."""

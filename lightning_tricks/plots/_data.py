@@ -39,8 +39,7 @@ def plot_image_rows(rows: Sequence[tuple[str, Shaped[np.ndarray, "N C H W"]]], c
 
 def _draw(ax: Axes, picture: npt.NDArray[Any]) -> None:
     shown = np.moveaxis(picture, 0, -1)  # (H, W, C)
-    if shown.dtype == np.uint8:
-        shown = shown / 255
+    shown = shown / 255 if shown.dtype == np.uint8 else shown.clip(0, 1)  # resampling may end a rounding error above 1
     grey = shown.shape[-1] == 1
     ax.imshow(shown[..., 0] if grey else shown, cmap="gray" if grey else None, vmin=0, vmax=1, interpolation="nearest")
     ax.set(xticks=[], yticks=[])

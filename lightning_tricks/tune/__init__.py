@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from lightning_tricks.tune._cross_validate import cross_validate as cross_validate
     from lightning_tricks.tune._cv_result import CVResult as CVResult
     from lightning_tricks.tune._explain import explain as explain
+    from lightning_tricks.tune._fit_stacked import StackedRun as StackedRun
+    from lightning_tricks.tune._fit_stacked import fit_stacked as fit_stacked
     from lightning_tricks.tune._grid_and_random import SlotGridSampler as SlotGridSampler
     from lightning_tricks.tune._grid_and_random import SlotRandomSampler as SlotRandomSampler
     from lightning_tricks.tune._join import join as join
@@ -32,8 +34,10 @@ _HOME = {
     "SearchResult": ("_result", True),
     "SlotGridSampler": ("_grid_and_random", True),
     "SlotRandomSampler": ("_grid_and_random", True),
+    "StackedRun": ("_fit_stacked", False),
     "cross_validate": ("_cross_validate", False),
     "explain": ("_explain", True),
+    "fit_stacked": ("_fit_stacked", False),
     "join": ("_join", True),
     "search": ("_search", True),
 }

@@ -146,7 +146,7 @@ class CoarseToFineSampler(SlotSampler):
         """Return a parameter's window; those of a trial are worked out once."""
         windows = self._windows.get(number)
         if windows is None or name not in windows:
-            distributions = {**declared(known), name: distribution}
+            distributions = {**declared(known, round_number), name: distribution}
             windows = windows_in_round(known, distributions, round_number, self.rules)
             if number in self._known:
                 self._windows[number] = windows

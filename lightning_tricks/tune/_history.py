@@ -105,10 +105,10 @@ def _lowest(window: Window, name: str, mine: Known, windows: Mapping[str, Window
     return float(middle[0] + half[0] * vertex(z[near], losses)[0])
 
 
-def declared(history: Sequence[Finished]) -> dict[str, BaseDistribution]:
-    """Return the distributions of all parameters that finished trials have, those of the latest trial."""
-    by_number = sorted(history, key=lambda f: f.number)
-    return {name: d for f in by_number for name, d in f.distributions.items() if not d.single()}
+def declared(history: Sequence[Finished], round_number: int) -> dict[str, BaseDistribution]:
+    """Return the distributions of the parameters that were seen before a round, those of the latest trial."""
+    before = sorted((f for f in history if f.round < round_number), key=lambda f: (f.round, f.order))
+    return {name: d for f in before for name, d in f.distributions.items() if not d.single()}
 
 
 def choices_in_round(history: Sequence[Finished], name: str, choices: Sequence[Any], round_number: int) -> list[int]:

@@ -89,6 +89,7 @@ def join(
         seed=noted["seed"],
         prune=_needed(noted, "prune", "is a pruner of your own; start the same script here", optional=True),
         folds=noted["folds"],
+        vectorize=noted["vectorize"],
         retrain=0,
         start_method=start_method,
         grace=noted["grace"],

@@ -43,10 +43,16 @@ def choose(method: "Method | BaseSampler", space: Space, *, trials: int, seed: i
     """Return the method for a search.
 
     Raises:
-        UserInputError: for an unknown name, or a grid over a function.
+        UserInputError: for an unknown name, a sampler that only works inside of ``study.optimize``, or a grid over a
+            function.
     """
-    from optuna.samplers import BaseSampler
+    from optuna.samplers import BaseSampler, BruteForceSampler, GridSampler
 
+    if isinstance(method, GridSampler | BruteForceSampler):
+        raise UserInputError(
+            f"{type(method).__name__} ends with study.stop(), which works in study.optimize() only, and loses points "
+            "that fail. Give method='grid'."
+        )
     if isinstance(method, BaseSampler):
         return Chosen(type(method).__name__, "given", method, trials)
     check_choice("method", method, METHODS)
@@ -67,7 +73,7 @@ def _recommended(space: Space, trials: int) -> tuple[Method, str]:
         "it beats grid and random search at equal cost, gives the same points on any number of workers, and shows why"
     )
     if trials >= 30:
-        reason += "; with 30 or more trials one after another, method='gp' or 'tpe' may find as good or better values"
+        reason += "; with 30 or more trials one after another, method='gp' may find better values"
     return "coarse_to_fine", reason
 
 

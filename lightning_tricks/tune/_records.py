@@ -1,6 +1,7 @@
 """What a search writes down: one table of all runs, one file of settings per run."""
 
 import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import distributions
@@ -10,6 +11,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from lightning_tricks.diagnosis import write_atomically
 from lightning_tricks.tune._study import RUN
 
 _PACKAGES = ("lightning-tricks", "torch", "lightning", "torchmetrics", "optuna", "numpy")
@@ -39,14 +41,13 @@ def row_of(trial: FrozenTrial, slot: int | None, round_number: int | None) -> di
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write ``runs.csv``; the file is there as a whole or not at all."""
+    """Write ``runs.csv``, whole or not at all, whoever else writes it at the same time."""
     columns = [*_FIRST, *sorted({name for row in rows for name in row} - {*_FIRST, "reason"}), "reason"]
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.replace(path)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
 
 
 def write_settings(path: Path, settings: Mapping[str, Any]) -> None:

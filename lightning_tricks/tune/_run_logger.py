@@ -1,5 +1,6 @@
 """A logger of its own for each training of a search."""
 
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,5 @@ def _run_id(folder: Path) -> str:
     """Return the same id each time, so that a run that was killed goes on as one run."""
     path = folder / "wandb-id"
     if not path.exists():
-        from wandb.util import generate_id
-
-        path.write_text(generate_id(), encoding="utf-8")
+        path.write_text(secrets.token_hex(4), encoding="utf-8")
     return path.read_text(encoding="utf-8")

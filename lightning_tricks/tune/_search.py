@@ -1,7 +1,9 @@
 """Hyperparameter search: one process per training, everything written down, a killed search goes on."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,12 +16,14 @@ from lightning_tricks.tune._pool import Pool, StartMethod, context_for
 from lightning_tricks.tune._records import mean_and_sd, ordered
 from lightning_tricks.tune._result import Retrained, SearchResult
 from lightning_tricks.tune._space import Space, check_space
-from lightning_tricks.tune._trial_process import Job
+from lightning_tricks.tune._trial_process import Job, called_with
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
     from optuna.samplers import BaseSampler
     from optuna.storages import BaseStorage
+
+    from lightning_tricks.tune._stack_runner import StackRunner
 
 PrunerName = Literal["asha", "median", "wilcoxon"]
 
@@ -43,6 +47,7 @@ def search(
     seed: int = 0,
     prune: "PrunerName | BasePruner | None" = None,
     folds: int | None = None,
+    vectorize: bool | int = False,
     retrain: int = 3,
     retrain_seeds: int = 3,
     test: bool = True,
@@ -92,6 +97,9 @@ def search(
         folds: divide training and validation rows into this many folds, train once per fold, and take the mean of the
             folds' last values, by :func:`~lightning_tricks.cross_validate`; ``data`` must be a DataModule of this
             package.
+        vectorize: train trials that share their architecture together, as stacked parameters in one process
+            (:func:`~lightning_tricks.fit_stacked`): many times the throughput for small nets. A number is how many at
+            most; True decides by the method. Not together with ``prune``, nor with hyperparameters of the data.
         retrain: how many of the best settings are trained again; 0 for none.
         retrain_seeds: how many seeds each of them is trained with.
         test: whether the winner is tested, if any were trained again.
@@ -150,11 +158,13 @@ def search(
         logger = {"group": study or folder.resolve().name, **logger}
     job = Job(folder, {}, make_model, data, monitor, mode, seed, dict(trainer or {}), callbacks, logger, folds=folds)
     note = {"space": _as_text(space), "monitor": monitor, "method": chosen.name, "seed": seed, "folds": folds}
+    make = partial(_stack_runner(vectorize, prune, space, job), most=vectorize) if vectorize else Runner
     record = {"trials": trials, "method": method, "prune": prune, "mode": mode, "trainer": job.trainer}
+    record["vectorize"] = vectorize
     opened = open_study(folder, storage, chosen, name=study, mode=mode, pruner=_pruner(prune), note=note)
     record_search(opened, job, space, {**note, **record, "grace": grace})
     pool = Pool(job, workers, context_for(start_method, job), grace)
-    Runner(opened, space, chosen, pool, prune=prune is not None, progress=progress).run()
+    make(opened, space, chosen, pool, prune=prune is not None, progress=progress).run()
     if not ordered(opened):
         raise UserInputError(f"all trials failed; the reasons are in {folder / 'runs.csv'}.")
     retrained, tested = _again(opened, pool, min(retrain, len(ordered(opened))), retrain_seeds, test=test)
@@ -169,6 +179,22 @@ def _write_report(result: SearchResult) -> None:
         result.to_html()
     except Exception as error:  # a picture that cannot be drawn must not take the search's result with it
         warn_once(f"report.html could not be written: {type(error).__name__}: {error}")
+
+
+def _stack_runner(vectorize: bool | int, prune: Any, space: Space, job: Job) -> "type[StackRunner]":
+    """Return what runs a search in stacks, if it can be run so."""
+    from lightning_tricks.tune._stack_runner import StackRunner
+
+    check_range("vectorize", vectorize, low=1)
+    if prune is not None:
+        raise UserInputError("prune gives up single trainings and cannot be combined with vectorize. Give one of them.")
+    asked = {} if callable(space) else called_with(job.data, space) if callable(job.data) else {}
+    if asked:
+        raise UserInputError(
+            f"stacked trials share their batches, but the data takes the hyperparameter {', '.join(map(repr, asked))}. "
+            "Search it without vectorize, or leave it out of the space."
+        )
+    return StackRunner
 
 
 def _again(
@@ -248,7 +274,9 @@ def _pruner(prune: "PrunerName | BasePruner | None") -> "BasePruner":
     if prune == "median":
         return optuna.pruners.MedianPruner()
     if prune == "wilcoxon":
-        return optuna.pruners.WilcoxonPruner()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.pruners.WilcoxonPruner()
     raise UserInputError(f"prune must be 'asha', 'median', 'wilcoxon', an Optuna pruner or None, but got {prune!r}.")
 
 

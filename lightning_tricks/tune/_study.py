@@ -77,8 +77,11 @@ def _check_note(study: optuna.Study, mine: dict[str, Any]) -> None:
 
 
 def record_search(study: optuna.Study, job: Job, space: Space, settings: Mapping[str, Any]) -> None:
-    """Write down, once, what another machine needs to take part: settings that are plain, functions by their names."""
-    if RECORDED in study.user_attrs:
+    """Write down what another machine needs to take part: settings that are plain, functions by their names.
+
+    Once, and again for a larger budget.
+    """
+    if study.user_attrs.get(RECORDED, {}).get("trials", 0) >= settings["trials"]:
         return
     functions = {name: name_of(getattr(job, name)) for name in ("make_model", "data", "callbacks", "logger")}
     if isinstance(job.logger, Mapping):

@@ -5,9 +5,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from lightning_tricks._base import UserInputError, check_choice, check_range
 from lightning_tricks.uncertainty._engine_draws import EngineUnfitError
@@ -23,6 +22,7 @@ from lightning_tricks.uncertainty._engine_model import (
     unwrapped,
 )
 from lightning_tricks.uncertainty._engine_noise import KeyedNoise
+from lightning_tricks.uncertainty._engine_output import OutputForm, first_rows, joined, taken_apart
 from lightning_tricks.uncertainty._engine_passes import Batch, Engine, Passes
 from lightning_tricks.uncertainty._engine_plan import EngineReport, Planner
 from lightning_tricks.uncertainty._engine_tape import PrefixTape
@@ -89,8 +89,10 @@ class MCEngine:
         self.seed = secrets.randbits(63) if seed is None else int(seed)
         self.min_rows = min_rows
         self.report: EngineReport | None = None
+        self._form: OutputForm | None = None
         self._insertions = insertions(self.model, insert, p)
-        book = SiteBook(chosen=chosen_modules(self.model, layers), p=p)
+        only_inserted = insert is not None and not isinstance(insert, Mapping)  # then p is theirs alone
+        book = SiteBook(chosen=chosen_modules(self.model, layers), p=None if only_inserted else p)
         self._passes = Passes(book, KeyedNoise(self.seed), shared=masks == "shared")
         self._compiled = self.model is not model
 
@@ -110,17 +112,18 @@ class MCEngine:
         def sink(rows: slice, samples: range, out: Any) -> None:
             block.append(out)
             if samples.stop == self.samples:
-                whole = block[0] if len(block) == 1 else tree_map(lambda *x: torch.cat(x), *block)
-                parts.append(whole if self.min_rows == 1 else tree_map(lambda x: x[:, : rows.stop - rows.start], whole))
+                whole = block[0] if len(block) == 1 else joined(block, dim=0)
+                parts.append(whole if self.min_rows == 1 else first_rows(whole, rows.stop - rows.start))
                 block.clear()
 
         self.feed(sink, *inputs, rows=rows, kwargs=kwargs)
-        return parts[0] if len(parts) == 1 else tree_map(lambda *x: torch.cat(x, dim=1), *parts)
+        return parts[0] if len(parts) == 1 else joined(parts, dim=1)
 
     def deterministic(self, *inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Any:
         """Return the output with dropout off, as the model gives it in eval mode."""
         with borrowed(self.model, self.seed):
-            return self._call(*inputs, **dict(kwargs or {}))
+            out = self._call(*inputs, **dict(kwargs or {}))
+        return self._restored(out)
 
     def feed(
         self,
@@ -141,17 +144,28 @@ class MCEngine:
             samples: which samples to compute; all if not given.
         """
         wanted = range(self.samples) if samples is None else samples
+
+        def hand_over(rows: slice, drawn: range, out: Any) -> None:
+            sink(rows, drawn, self._restored(out))
+
+        named = dict(kwargs or {})
         with self._at_work():
-            for part, cut in self._chunks(inputs, dict(kwargs or {}), rows):
-                batch = cut.filled(self.min_rows)
-                if self.report is None:
-                    planner = Planner(self.model, self._passes, self.engine)
-                    if self._compiled:
-                        planner.notes.append("the torch.compile wrapper is taken off: the net runs eagerly")
-                    self.report, out = planner.plan(batch, wanted)
-                    sink(part, wanted, out)
+            planned = None
+            if self.report is None:
+                _, first = next(self._chunks(inputs, named, rows))
+                self.report, planned = self._planner().plan(first.filled(self.min_rows), wanted)
+            for part, cut in self._chunks(inputs, named, rows):
+                if planned is not None:
+                    hand_over(part, wanted, planned)
+                    planned = None
                 else:
-                    self._compute(sink, part, batch, wanted)
+                    self._compute(hand_over, part, cut.filled(self.min_rows), wanted)
+
+    def _planner(self) -> Planner:
+        planner = Planner(self.model, self._passes, self.engine)
+        if self._compiled:
+            planner.notes.append("the torch.compile wrapper is taken off: the net runs eagerly")
+        return planner
 
     def _compute(self, sink: Sink, part: slice, batch: Batch, samples: range) -> None:
         report = self.report
@@ -189,19 +203,28 @@ class MCEngine:
         if size is None:
             yield slice(None), Batch(call, inputs, kwargs, None)
             return
+        if size == 0:
+            raise UserInputError("the batch has no rows. Leave it out.")
         keys = _row_keys(rows, size)
-        step = self.chunk_size or max(size, 1)
+        at_once = None if self.report is None else self.report.rows_at_once
+        step = min(self.chunk_size or size, at_once or size)
         whole = Batch(call, inputs, kwargs, keys)
-        for start in range(0, max(size, 1), step):
+        for start in range(0, size, step):
             part = slice(start, min(start + step, size))
             if part == slice(0, size):
                 yield part, whole
                 return
             yield part, whole.part(part)
 
-    def _call(self, *args: Any, **kwargs: Any) -> Any:
+    def _call(self, *args: Any, **kwargs: Any) -> list[Tensor]:
         out = self.model(*args, **kwargs)
-        return out if self.output is None else self.output(out)
+        tensors, self._form = taken_apart(out if self.output is None else self.output(out))
+        return tensors
+
+    def _restored(self, tensors: Sequence[Tensor]) -> Any:
+        if self._form is None:
+            raise AssertionError("a pass has come before")
+        return self._form.restored(tensors)
 
 
 def mc_forward(
@@ -235,7 +258,8 @@ def mc_forward(
         chunk_size: compute at most so many rows at once; None for all.
         layers: switch dropout on only inside these modules: names or patterns (``"encoder.*"``), types, or a predicate
             ``(name, module) -> bool``. None for everywhere.
-        p: probability of dropping, in (0, 1), instead of each dropout's own.
+        p: probability of dropping, in (0, 1), instead of each dropout's own; where ``insert`` needs one, for what it
+            inserts only.
         insert: dropout for nets that have none: ``"head"`` before the last linear layer, or names of modules after
             which to drop out, with ``p``; or probability by name.
         engine: ``"vmap"``, ``"lifted"``, ``"repeat"`` or ``"loop"`` to insist; ``"auto"`` chooses and checks.

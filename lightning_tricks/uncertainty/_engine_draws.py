@@ -40,7 +40,7 @@ class Draws:
     ) -> None:
         self.noise, self.samples, self.rows, self.shared = noise, samples, rows, shared
         self.how, self.index = how, index
-        self.row_size = 0
+        self.row_size = 0  # of the largest tensor that random numbers went into, in elements per row
 
     def keep(self, site: str, keep: float, shape: Sequence[int], device: torch.device) -> Tensor:
         """Return a mask of zeros and ones, uint8, that broadcasts against ``shape``; one with probability ``keep``."""
@@ -58,6 +58,11 @@ class Draws:
 
         return self._lay_out(draw, tuple(shape), device)
 
+    def note(self, like: Tensor) -> None:
+        """Remember how large a tensor is that random numbers go into."""
+        rows = max(len(self.rows or ()), 1) * (len(self.samples) if self.how == "repeat" else 1)
+        self.row_size = max(self.row_size, like.numel() // rows)
+
     def seed_of(self, site: str) -> int:
         """Return a seed for draws that have no row-wise form."""
         return derive_seed(self.noise.seed, site, self.samples.start)
@@ -71,7 +76,6 @@ class Draws:
         each_row = layout is not None and not self.shared and self.rows is not None
         keys = self.rows if each_row and self.rows is not None else [SHARED_ROW]
         size = prod(row_shape(shape, layout))
-        self.row_size = max(self.row_size, size)
         table = draw(samples=self.samples, rows=keys, size=size)
         table = to_layout(table.to(device), shape, layout)  # (S, *shape), the row axis perhaps 1
         if self.how == "loop":

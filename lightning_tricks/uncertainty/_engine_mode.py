@@ -158,3 +158,4 @@ class StochasticMode(TorchFunctionMode):
         if self.tape is not None:
             self.tape.first_draw()
         self.dtypes.add(like.dtype)
+        self.draws.note(like)

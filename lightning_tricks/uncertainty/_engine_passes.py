@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_map
 
 from lightning_tricks.uncertainty._engine_draws import Draws, EngineUnfitError
 from lightning_tricks.uncertainty._engine_kernels import HANDLERS, drop
@@ -20,7 +20,7 @@ class Batch:
     """One chunk of rows on its way through the model.
 
     Args:
-        call: the model's forward.
+        call: the model's forward; returns a list of tensors.
         args: its positional inputs.
         kwargs: its named inputs.
         rows: key of each row; None if the batch has no known size.
@@ -74,7 +74,7 @@ class Passes:
         self.book, self.noise, self.shared = book, noise, shared
         self.mode: StochasticMode | None = None  # of the pass that runs; hooks that insert dropout reach for it
         self.dtypes: set[torch.dtype] = set()
-        self.row_size = 0  # of the largest tensor of random numbers, in elements per row and sample
+        self.row_size = 0  # of the largest tensor after the first draw that is known, in elements per row and sample
 
     def one(self, batch: Batch, sample: int, tape: PrefixTape | None = None) -> Any:
         """Compute one sample, recording or replaying the prefix."""
@@ -91,18 +91,14 @@ class Passes:
             if tape is not None and tape.state == "full":
                 tape.rewind()
             stack.put(self.one(batch, sample, tape))
-        return stack.result()
+        return stack.tensors
 
     def vmap(self, batch: Batch, samples: range, tape: PrefixTape | None = None, *, lift: bool = False) -> Any:
         """Compute all samples at once; functorch leaves alone what comes before the first draw."""
-        spec: list[TreeSpec] = []
 
         def call(index: Tensor, args: Any, kwargs: Any) -> Any:
             draws = self._draws(batch, samples, how="vmap", index=index)
-            out = self._run(draws, tape, batch.call, args, kwargs)
-            leaves, tree = _tensors(out)
-            spec[:] = [tree]
-            return leaves
+            return self._run(draws, tape, batch.call, args, kwargs)
 
         s = len(samples)
         args, kwargs = self._inputs(batch, tape)
@@ -113,10 +109,9 @@ class Passes:
         else:
             dims = (0, None, None)
         try:
-            leaves = torch.func.vmap(call, in_dims=dims, randomness="error")(torch.arange(s), args, kwargs)
+            return list(torch.func.vmap(call, in_dims=dims, randomness="error")(torch.arange(s), args, kwargs))
         except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
             raise EngineUnfitError(f"vmap: {str(error).splitlines()[0]}") from error
-        return tree_unflatten(list(leaves), spec[0])
 
     def repeat(self, batch: Batch, samples: range) -> Any:
         """Compute all samples at once as one large batch of S·B rows."""
@@ -133,7 +128,7 @@ class Passes:
             return x.reshape(s, b, *x.shape[1:])
 
         draws = self._draws(batch, samples, how="repeat")
-        return tree_map(split, self._run(draws, None, batch.call, *batch.map(tile)))
+        return [split(x) for x in self._run(draws, None, batch.call, *batch.map(tile))]
 
     def compute(self, engine: Engine, batch: Batch, samples: range, *, tape: PrefixTape | None = None) -> Any:
         """Compute samples ``(S, B, ...)`` with the named engine."""
@@ -179,40 +174,20 @@ class Passes:
 
 
 class Stack:
-    """Collects trees of tensors along a new first axis, without holding them twice."""
+    """Collects lists of tensors along a new first axis, without holding them twice."""
 
     def __init__(self, size: int) -> None:
         self.size, self.filled = size, 0
-        self._leaves: list[Tensor] = []
-        self._spec: TreeSpec | None = None
+        self.tensors: list[Tensor] = []
 
-    def put(self, out: Any) -> None:
-        """Add one tree."""
-        leaves, spec = _tensors(out)
-        if self._spec is None:
-            self._spec = spec
-            self._leaves = [leaf.new_empty((self.size, *leaf.shape)) for leaf in leaves]
-        for into, leaf in zip(self._leaves, leaves, strict=True):
-            into[self.filled] = leaf
+    def put(self, out: Sequence[Tensor]) -> None:
+        """Add one list."""
+        if not self.filled:
+            self.tensors = [x.new_empty((self.size, *x.shape)) for x in out]
+        for into, x in zip(self.tensors, out, strict=True):
+            into[self.filled] = x
         self.filled += 1
-
-    def result(self) -> Any:
-        """Return the stacked tree."""
-        if self._spec is None:
-            raise ValueError("nothing was put on the stack")
-        return tree_unflatten(self._leaves, self._spec)
 
 
 def _dim(x: Any) -> int | None:
     return 0 if isinstance(x, Tensor) else None
-
-
-def _tensors(out: Any) -> tuple[list[Tensor], TreeSpec]:
-    leaves, spec = tree_flatten(out)
-    for leaf in leaves:
-        if not isinstance(leaf, Tensor):
-            raise TypeError(
-                f"the model returned a {type(leaf).__name__}; mc_forward stacks tensors, or dicts, tuples and lists "
-                "of them. Pass output=... to pick the tensor out of what the model returns."
-            )
-    return leaves, spec

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
@@ -16,6 +17,8 @@ from lightning_tricks.uncertainty._engine_tape import PrefixTape
 
 # Beyond this much per row, S samples at once fall out of a CPU's cache and the loop is faster (measured).
 _CPU_ROW_BYTES = 2**20
+# So much for S samples of one tensor; a net holds a few of them at a time.
+_CPU_BYTES, _GPU_BYTES = 2**24, 2**29
 
 
 @dataclass
@@ -26,6 +29,7 @@ class EngineReport:
         engine: ``"vmap"``, ``"lifted"`` (vmap over copies of the input), ``"repeat"`` or ``"loop"``.
         prefix_shared: whether what comes before the first random call is computed once per batch.
         sites: the random calls, in order.
+        rows_at_once: so many rows are computed together at most, lest their samples fill the memory; None for all.
         resting: dropout calls that stayed off, such as those with p = 0.
         notes: engines that were tried and why they did not suit, and what else is worth knowing.
     """
@@ -33,6 +37,7 @@ class EngineReport:
     engine: Engine
     prefix_shared: bool
     sites: list[StochasticSite]
+    rows_at_once: int | None = None
     resting: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -60,7 +65,7 @@ class Planner:
         self.notes: list[str] = []
 
     def plan(self, batch: Batch, samples: range) -> tuple[EngineReport, Any]:
-        """Return the report and the samples of this batch.
+        """Return the report and the samples of this batch's first rows, as many as it says, or None if not computed.
 
         Raises:
             UserInputError: if nothing in the net is random, or the asked-for engine does not suit it.
@@ -69,6 +74,11 @@ class Planner:
         tape: PrefixTape | None = PrefixTape()
         first = self.passes.one(batch, samples[0], tape)
         self._demand_sites()
+        asked = batch
+        batch, first, tape, at_once = self._cut(batch, samples, first, tape)
+        if scripted := scripted_parts(self.model):
+            self.notes.append(f"compiled to TorchScript, where dropout cannot be reached: {', '.join(scripted)}")
+            rank_zero_warn(f"mc_forward leaves dropout off in parts {self.notes[-1]}. Keep them as Python modules.")
         tape = self._tested(tape, batch, samples[0], first)
         for engine in self._order(batch, len(samples)):
             try:
@@ -79,8 +89,10 @@ class Planner:
             self._demand_variance(out, samples, batch)
             shared = engine == "vmap" or (engine == "loop" and tape is not None)
             book = self.passes.book
-            report = EngineReport(engine, shared, list(book.sites.values()), sorted(book.resting), self.notes)
-            return report, out
+            sites, resting = list(book.sites.values()), sorted(book.resting)
+            if engine == "loop":  # holds one sample at a time, so it takes all rows
+                return EngineReport(engine, shared, sites, None, resting, self.notes), out if batch is asked else None
+            return EngineReport(engine, shared, sites, at_once, resting, self.notes), out
         raise AssertionError("the loop is the last engine and suits every model")
 
     def _tested(self, tape: PrefixTape | None, batch: Batch, sample: int, first: Any) -> PrefixTape | None:
@@ -101,11 +113,26 @@ class Planner:
     def _order(self, batch: Batch, n_samples: int) -> list[Engine]:
         if self.engine != "auto":
             return [self.engine]  # type: ignore[list-item]  # checked when it was passed
-        devices = {x.device.type for x in tree_leaves((batch.args, batch.kwargs)) if isinstance(x, Tensor)}
-        if devices - {"cpu"}:  # one large launch beats S small ones
+        if not _on_cpu(batch):  # one large launch beats S small ones
             return ["vmap", "repeat", "lifted", "loop"]
         small = self.passes.row_size * n_samples * 4 <= _CPU_ROW_BYTES
         return ["vmap", "loop"] if small else ["loop"]
+
+    def _cut(
+        self, batch: Batch, samples: range, first: Any, tape: PrefixTape | None
+    ) -> tuple[Batch, Any, PrefixTape | None, int | None]:
+        """Keep as many rows as may be computed at once; for fewer than all, their first sample is computed anew."""
+        rows = len(batch.rows or ())
+        outputs = (x.numel() // max(rows, 1) for x in first)
+        self.passes.row_size = max(self.passes.row_size, *outputs, 1)
+        if not rows or self._order(batch, len(samples)) == ["loop"]:
+            return batch, first, tape, None
+        room = _CPU_BYTES if _on_cpu(batch) else _GPU_BYTES
+        at_once = max(room // (self.passes.row_size * len(samples) * 4) // 4 * 4, 4)
+        if at_once >= rows:
+            return batch, first, tape, at_once
+        part, tape = batch.part(slice(0, at_once)), PrefixTape()
+        return part, self.passes.one(part, samples[0], tape), tape, at_once
 
     def _tried(self, engine: Engine, batch: Batch, samples: range, tape: PrefixTape | None, first: Any) -> Any:
         """Compute the samples and compare two of them with the loop's."""
@@ -177,8 +204,10 @@ class Planner:
             return
         book = self.passes.book
         resting = f" Found, but off: {', '.join(sorted(book.resting))}." if book.resting else ""
-        scripted = [n or "the model" for n, m in self.model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+        scripted = scripted_parts(self.model)
         hidden = f" Compiled to TorchScript, so their dropout cannot be reached: {scripted[0]}." if scripted else ""
+        if isinstance(self.model, torch.fx.GraphModule):
+            hidden += " It is a traced or exported graph: what was dropout in eval mode is not in it any more."
         raise UserInputError(
             f"mc_forward found nothing random in {type(self.model).__name__}. It looked for dropout of every kind "
             "(modules, functions, in attention and recurrent layers), stochastic depth, random slopes and noise."
@@ -194,12 +223,29 @@ class Planner:
         later = range(samples.stop, samples.stop + 64)  # a few samples of a small p may be equal by chance
         if any(distance(first, self.passes.one(batch, sample)) > 1e-6 for sample in later):
             return
-        names = ", ".join(self.passes.book.sites)
+        names = list(self.passes.book.sites)
+        at = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        zero = next((name for name, p in self.model.named_parameters() if p.dim() > 1 and not p.any()), None)
+        cause = (
+            f"{zero} is all zero, as some nets start: train or load it first."
+            if zero
+            else "is it computed in compiled or exported code, too small beside what is added to it, or thrown away?"
+        )
         raise UserInputError(
             f"All {len(samples)} samples of {type(self.model).__name__} are equal, although random numbers were drawn "
-            f"at: {names}. What they change does not reach the output: is it computed in compiled or exported code, "
-            "or thrown away?"
+            f"at: {at}. What they change does not reach the output: {cause}"
         )
+
+
+def _on_cpu(batch: Batch) -> bool:
+    return all(x.device.type == "cpu" for x in tree_leaves((batch.args, batch.kwargs)) if isinstance(x, Tensor))
+
+
+def scripted_parts(model: nn.Module) -> list[str]:
+    """Return the names of the outermost parts that are compiled to TorchScript."""
+    names = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    inside = tuple(f"{name}." for name in names if name)
+    return ["the model"] if "" in names else [name for name in names if not name.startswith(inside)]
 
 
 def distance(one: Any, other: Any) -> float:

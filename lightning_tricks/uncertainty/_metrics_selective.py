@@ -1,7 +1,7 @@
 """Does uncertainty know where the mistakes are? Risk-coverage curves, their areas, detection: pure functions.
 
 Ties in confidence have no order, so every function here gives what a random order among them gives on average: nothing
-depends on how rows are sorted or spread over processes.
+depends on how rows are sorted or spread over processes. The arguments are the same throughout: see `risk_coverage`.
 """
 
 import torch
@@ -11,10 +11,12 @@ from torchmetrics.functional.classification import binary_auroc
 
 from lightning_tricks._base import UserInputError, check_range
 
+Confidence = Float[Tensor, "*shape"]
+Mistakes = Bool[Tensor, "*shape"] | Float[Tensor, "*shape"]
+Area = Float[Tensor, ""]
 
-def risk_coverage(
-    confidence: Float[Tensor, "*shape"], error: Bool[Tensor, "*shape"] | Float[Tensor, "*shape"]
-) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+
+def risk_coverage(confidence: Confidence, error: Mistakes) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Error rate among the k most certain answers, for every k.
 
     Args:
@@ -40,17 +42,10 @@ def risk_coverage(
     return (kept / len(errors)).float().to(confidence.device), (errors / kept).float().to(confidence.device)
 
 
-def aurc(
-    confidence: Float[Tensor, "*shape"], error: Bool[Tensor, "*shape"] | Float[Tensor, "*shape"]
-) -> Float[Tensor, ""]:
+def aurc(confidence: Confidence, error: Mistakes) -> Area:
     """Area under the risk-coverage curve: mean of its risks, 0 or more, lower is better.
 
-    Args:
-        confidence: of each answer; only its order counts.
-        error: whether it was wrong, or its loss.
-
-    Raises:
-        UserInputError: as :func:`risk_coverage`.
+    Takes and raises what :func:`risk_coverage` does.
 
     Example:
         >>> aurc(torch.tensor([0.9, 0.8, 0.4]), torch.tensor([False, False, True]))
@@ -59,17 +54,10 @@ def aurc(
     return risk_coverage(confidence, error)[1].mean()
 
 
-def excess_aurc(
-    confidence: Float[Tensor, "*shape"], error: Bool[Tensor, "*shape"] | Float[Tensor, "*shape"]
-) -> Float[Tensor, ""]:
+def excess_aurc(confidence: Confidence, error: Mistakes) -> Area:
     """Area under the risk-coverage curve above that of an oracle which knows the errors; 0 is perfect.
 
-    Args:
-        confidence: of each answer; only its order counts.
-        error: whether it was wrong, or its loss.
-
-    Raises:
-        UserInputError: as :func:`risk_coverage`.
+    Takes and raises what :func:`risk_coverage` does.
 
     Example:
         >>> excess_aurc(torch.tensor([0.9, 0.8, 0.4]), torch.tensor([False, False, True]))
@@ -81,17 +69,10 @@ def excess_aurc(
     return aurc(confidence, error) - aurc(-error.to(confidence.dtype), error)
 
 
-def augrc(
-    confidence: Float[Tensor, "*shape"], error: Bool[Tensor, "*shape"] | Float[Tensor, "*shape"]
-) -> Float[Tensor, ""]:
+def augrc(confidence: Confidence, error: Mistakes) -> Area:
     """Mean share of undetected mistakes, ``errors(k most certain) / n`` over k = 1 … n; lower is better.
 
-    Args:
-        confidence: of each answer; only its order counts.
-        error: whether it was wrong, or its loss.
-
-    Raises:
-        UserInputError: as :func:`risk_coverage`.
+    Takes and raises what :func:`risk_coverage` does.
 
     Example:
         >>> augrc(torch.tensor([0.9, 0.8, 0.4]), torch.tensor([False, False, True]))
@@ -104,12 +85,7 @@ def augrc(
     return (errors.mean() / len(errors)).float().to(confidence.device)
 
 
-def coverage_at_risk(
-    confidence: Float[Tensor, "*shape"],
-    error: Bool[Tensor, "*shape"] | Float[Tensor, "*shape"],
-    *,
-    risk: float,
-) -> Float[Tensor, ""]:
+def coverage_at_risk(confidence: Confidence, error: Mistakes, *, risk: float) -> Area:
     """Largest share of answers that a threshold on confidence can give while the risk stays at or below ``risk``.
 
     Args:
@@ -135,12 +111,7 @@ def coverage_at_risk(
     return good.max() if len(good) else coverage.new_zeros(())
 
 
-def risk_at_coverage(
-    confidence: Float[Tensor, "*shape"],
-    error: Bool[Tensor, "*shape"] | Float[Tensor, "*shape"],
-    *,
-    coverage: float,
-) -> Float[Tensor, ""]:
+def risk_at_coverage(confidence: Confidence, error: Mistakes, *, coverage: float) -> Area:
     """Error rate among the most certain answers if this share of all (rounded up to whole answers) is given.
 
     Args:

@@ -1,11 +1,12 @@
 """The same measures from passes that arrive in pieces: memory for a few numbers per output, not for every pass."""
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_tricks._base import UserInputError, check_choice, check_range
@@ -49,13 +50,23 @@ class RunningMoments:
         if not self.count:
             self._origin = torch.where(values[0].isfinite(), values[0], 0)
             self._mean, self._squares = torch.zeros_like(values[0]), torch.zeros_like(values[0])
-        values = values - self._origin
-        new, total = len(values), self.count + len(values)
-        mean = values.mean(dim=0)
+        # With the passes last and side by side, the order of a sum does not depend on the number of rows.
+        values = (values - self._origin).movedim(0, -1).contiguous()
+        new, total = values.shape[-1], self.count + values.shape[-1]
+        mean = values.mean(dim=-1)
         step = mean - self._mean
-        self._squares = self._squares + (values - mean).square().sum(dim=0) + step.square() * (self.count * new / total)
+        squares = (values - mean.unsqueeze(-1)).square_().sum(dim=-1)
+        self._squares = self._squares + squares + step.square() * (self.count * new / total)
         self._mean = self._mean + step * (new / total)
         self.count = total
+
+    def take(self, rows: Int[Tensor, " n"]) -> "RunningMoments":
+        """Return the moments of some entries of the first axis, each as often as it is named."""
+        part = RunningMoments()
+        if self.count:
+            part.count = self.count
+            part._origin, part._mean, part._squares = (x[rows] for x in (self._origin, self._mean, self._squares))
+        return part
 
     @property
     def mean(self) -> Float[Tensor, "*shape"]:
@@ -161,6 +172,26 @@ class SampleStream:
             self._kept.append(values)
             if log_variance is not None:
                 self._kept_noise.append(log_variance)
+
+    def take(self, rows: Int[Tensor, " n"]) -> "SampleStream":
+        """Return a stream that goes on with some rows only, each as often as it is named; this one stays as it is.
+
+        Example:
+            >>> stream = SampleStream("regression")
+            >>> stream.update(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))  # two passes over two rows
+            >>> part = stream.take(torch.tensor([0]))
+            >>> part.update(torch.tensor([[5.0]]))
+            >>> part.compute()["mean"], stream.compute()["mean"]
+            (tensor([3.]), tensor([2., 5.]))
+        """
+        part = copy.copy(self)
+        part._moments, part._noise, part._entropies = (
+            moments.take(rows) for moments in (self._moments, self._noise, self._entropies)
+        )
+        part._votes = None if self._votes is None else self._votes[rows]
+        part._kept = [values[:, rows] for values in self._kept]
+        part._kept_noise = [values[:, rows] for values in self._kept_noise]
+        return part
 
     def mc_error(self) -> Float[Tensor, "B *out"]:
         """Monte-Carlo standard error of the mean so far, in the unit of the samples."""

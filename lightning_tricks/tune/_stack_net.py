@@ -1,0 +1,256 @@
+"""Several nets of one architecture as one module with stacked parameters."""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lightning_tricks._base import UserInputError
+from lightning_tricks.tune._stack_chain import NotAChainError, layers_of, run_chain
+
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d)
+_PLAIN = (int, float, str, bool, type(None), tuple, list, torch.dtype)
+
+
+class StackedNet(nn.Module):
+    """K nets that differ in nothing but the values of their tensors and their dropout rates.
+
+    Parameters and buffers are stacked along a new first axis. Chains of ordinary layers run with batched products, any
+    other net by ``torch.func.vmap``.
+
+    Args:
+        nets: at least one, all alike; they are copied.
+
+    Attributes:
+        weights: the stacked parameters ``(K, ...)``, in the order of a net's own.
+        way: ``"chain"`` or ``"vmap"``.
+
+    Raises:
+        UserInputError: if the nets differ in more than that, or cannot be stacked.
+
+    Example:
+        >>> nets = [nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)) for _ in range(5)]
+        >>> x = torch.rand(7, 3)
+        >>> out = StackedNet(nets)(x)
+        >>> out.shape, torch.allclose(out[3], nets[3](x), atol=1e-6)
+        (torch.Size([5, 7, 2]), True)
+    """
+
+    def __init__(self, nets: Sequence[nn.Module]) -> None:
+        super().__init__()
+        check_alike(nets)
+        self.skeleton: Callable[[], nn.Module]
+        skeleton = deepcopy(nets[0]).to("meta")
+        self._names = [name for name, _ in nets[0].named_parameters()]
+        self._buffer_names = [name for name, _ in nets[0].named_buffers()]
+        parameters = zip(*(net.parameters() for net in nets), strict=True)
+        self.weights = nn.ParameterList(
+            nn.Parameter(torch.stack([p.detach() for p in same]), same[0].requires_grad) for same in parameters
+        )
+        for i, same in enumerate(zip(*(net.buffers() for net in nets), strict=True)):
+            self.register_buffer(f"buffer_{i}", torch.stack([b.detach() for b in same]))
+        self._dropouts = [name for name, module in nets[0].named_modules() if isinstance(module, _DROPOUTS)]
+        for i, name in enumerate(self._dropouts):
+            rates = [net.get_submodule(name).p for net in nets]
+            self.register_buffer(f"rate_{i}", torch.tensor(rates, dtype=torch.get_default_dtype()))
+        self._layers: list[tuple[str, nn.Module]] = []
+        self.way = "chain"
+        try:
+            self._layers = layers_of(skeleton)
+        except NotAChainError:
+            self.way = "vmap"
+        # Hidden from nn.Module: neither its meta tensors nor its mode are anybody's business.
+        self.skeleton = lambda: skeleton
+        self._in_eval = [name for name, module in nets[0].named_modules() if name and not module.training]
+        self._mode: bool | None = None
+        self._look()
+
+    @property
+    def nets(self) -> int:
+        """How many nets there are."""
+        return len(next(iter([*self.weights, *self.buffers()]), ()))
+
+    def _look(self) -> None:
+        """Note where the tensors are, and which layers drop anything: asking a module costs more than a product."""
+        self._found: dict[str, Tensor] = dict(zip(self._names, self.weights, strict=True))
+        buffers = dict(self.named_buffers())
+        self._found |= {name: buffers[f"buffer_{i}"] for i, name in enumerate(self._buffer_names)}
+        self._rates: dict[str, Tensor] = {}
+        for i, name in enumerate(self._dropouts):
+            if buffers[f"rate_{i}"].any():
+                self._rates[name] = buffers[f"rate_{i}"]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "StackedNet":
+        moved = super()._apply(fn, recurse)
+        self._look()
+        return moved
+
+    def _set_mode(self) -> None:
+        """Put the layers into the stack's mode, which Lightning may set without a call."""
+        if self._mode == self.training:
+            return
+        self._mode = self.training
+        skeleton = self.skeleton().train(self.training)
+        for name in self._in_eval:
+            skeleton.get_submodule(name).eval()
+
+    def forward(self, *inputs: Any) -> Any:
+        """Return the outputs ``(K, B, ...)`` of all nets for one batch ``(B, ...)``."""
+        self._set_mode()
+        if self.way == "chain":
+            try:
+                return run_chain(self._layers, self._found.get, self._rates.get, *inputs, self.nets)
+            except NotAChainError:
+                self.way = "vmap"
+        return self.map(lambda net, tensors: functional_call(net, tensors, inputs))
+
+    def map(self, function: Callable[[nn.Module, dict[str, Tensor]], Any]) -> Any:
+        """Return ``function(skeleton, tensors)`` for all nets by ``vmap``; dropout is drawn for each."""
+        self._set_mode()
+        names = [*self._names, *self._buffer_names]
+
+        def one(tensors: dict[str, Tensor], rates: dict[str, Tensor]) -> Any:
+            with _own_rates(self.skeleton(), rates):
+                return function(self.skeleton(), tensors)
+
+        tensors = {name: self._found[name] for name in names}
+        return torch.vmap(one, randomness="different")(tensors, dict(self._rates))
+
+    def tensors_of(self, net: int) -> dict[str, Tensor]:
+        """Return the parameters and buffers of one net by name."""
+        return {name: tensor[net] for name, tensor in self._found.items()}
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all nets but these.
+
+        Args:
+            rows: their numbers in rising order.
+        """
+        for tensor in [*self.weights, *self.buffers()]:
+            tensor.data = tensor.data[rows.to(tensor.device)]
+            tensor.grad = None
+        self._look()
+
+    def tensors(self) -> list[Tensor]:
+        """Return the stacked parameters and buffers, in the order of a net's own."""
+        return [self._found[name].detach() for name in (*self._names, *self._buffer_names)]
+
+
+class _own_rates:  # noqa: N801 - a context manager
+    """Give dropout layers rates that are tensors, which ``vmap`` maps over."""
+
+    def __init__(self, net: nn.Module, rates: dict[str, Tensor]) -> None:
+        self.layers = {net.get_submodule(name): rate for name, rate in rates.items()}
+
+    def __enter__(self) -> None:
+        for layer, rate in self.layers.items():
+            layer.forward = lambda x, layer=layer, rate=rate: _dropped(layer, x, rate)  # type: ignore[method-assign]
+
+    def __exit__(self, *error: object) -> None:
+        for layer in self.layers:
+            del layer.forward
+
+
+def _dropped(layer: nn.Module, x: Tensor, rate: Tensor) -> Tensor:
+    if not layer.training:
+        return x
+    shape = x.shape if isinstance(layer, nn.Dropout) else (*x.shape[:2], *[1] * (x.ndim - 2))
+    return x * (torch.rand(shape, device=x.device) >= rate) / (1 - rate)
+
+
+def put_back(tensors: Sequence[Tensor], row: int, net: nn.Module) -> None:
+    """Copy one row of what :meth:`StackedNet.tensors` returned into a net."""
+    for own, stacked in zip([*net.parameters(), *net.buffers()], tensors, strict=True):
+        own.data = stacked[row].to(own.device, copy=True)
+
+
+def check_alike(nets: Sequence[nn.Module]) -> None:
+    """Refuse nets that differ in more than the values of their tensors and their dropout rates.
+
+    Raises:
+        UserInputError: naming the first difference.
+    """
+    if not nets:
+        raise UserInputError("a stack needs at least one net, but got none.")
+    for name, module in nets[0].named_modules():
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+            raise UserInputError(f"recurrent layers cannot be stacked, but {name or 'the net'} is one. {_ADVICE}")
+    first = _description(nets[0])
+    for i, net in enumerate(nets[1:], 1):
+        other = _description(net)
+        for what in {**first, **other}:
+            if first.get(what) != other.get(what):
+                raise UserInputError(
+                    "nets that are stacked must share their architecture, but net 0 has "
+                    f"{what} = {first.get(what)} and net {i} has {other.get(what)}. {_ADVICE}"
+                )
+
+
+def check_stack(stack: StackedNet, nets: Sequence[nn.Module], *inputs: Any) -> None:
+    """Compare what the stack says about inputs, without dropout, with each net by itself.
+
+    Args:
+        stack: the stack.
+        nets: what it was made of; their own tensors are not looked at.
+        *inputs: of the nets.
+
+    Raises:
+        UserInputError: if ``torch.func`` cannot run the net, or the answers differ.
+    """
+    modes, own = stack.training, [{m: m.training for m in net.modules()} for net in nets]
+    stack.eval()
+    try:
+        with torch.no_grad():
+            together = _first(stack(*inputs))
+            for i, net in enumerate(nets):
+                alone = _first(functional_call(net.eval(), stack.tensors_of(i), inputs))
+                scale = float(alone.abs().nan_to_num().max()) if alone.numel() else 0.0
+                if not torch.allclose(together[i], alone, rtol=1e-3, atol=1e-4 * scale, equal_nan=True):
+                    raise UserInputError(
+                        f"stacked, net {i} says something else than by itself, so it depends on more than its tensors "
+                        f"and dropout rates. {_ADVICE}"
+                    )
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserInputError(f"torch.func.vmap cannot run this net: {reason}. {_ADVICE}") from error
+    finally:
+        stack.train(modes)
+        for kept in own:
+            for module, mode in kept.items():
+                module.training = mode
+
+
+def _first(result: Any) -> Tensor:
+    """Return the outputs, or the losses of a step that logs too."""
+    first: Tensor = result[0] if isinstance(result, tuple) else result
+    return first
+
+
+_ADVICE = "Search this without vectorize."
+
+
+def _description(net: nn.Module) -> dict[str, Any]:
+    """Return what must be equal, by name."""
+    found: dict[str, Any] = {}
+    for name, module in net.named_modules():
+        prefix = f"{name}." if name else ""
+        found[f"{prefix}class"] = type(module).__name__
+        skipped = {"p"} if isinstance(module, _DROPOUTS) else set()
+        # A LightningModule's own numbers are learning rates and the like; whether its steps depend on them is tried.
+        kinds = float | int if isinstance(module, LightningModule) else ()
+        for key, value in vars(module).items():
+            if not key.startswith("_") and key not in {"training", *skipped} and not isinstance(value, kinds):
+                found.update(_plain(prefix + key, value))
+    for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+        found[name] = (tuple(tensor.shape), tensor.dtype, tensor.requires_grad)
+    return found
+
+
+def _plain(name: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, _PLAIN):
+        return {name: str(value)}
+    return {name: getattr(value, "__qualname__", type(value).__name__)} if callable(value) else {}
