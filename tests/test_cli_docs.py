@@ -38,7 +38,8 @@ def test_the_commands_run_in_order(folder, monkeypatch):
     ran = commands()[1:]  # the demo has tests of its own
     assert len(ran) >= 8
     for command in ran:
-        shortened = ["--trials=1"] if command[0] == "tune" else []
+        shortened = ["--trainer.limit_train_batches=3", "--trainer.limit_val_batches=1"]
+        shortened += ["--trials=1"] if command[0] == "tune" else []
         assert main([*command, *QUIET, *shortened]) == 0, command
     assert (folder / "predictions.csv").read_text().startswith("index,mean_0,")
     assert (folder / "mine.npz").exists()

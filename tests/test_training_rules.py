@@ -227,6 +227,9 @@ def test_overfitting_needs_both_curves():
     assert watched(falling(), validation=validation)["overfitting"][0] == "warning"
     assert "overfitting" not in watched(flat(level=0.5), validation=validation)
     assert "overfitting" not in watched(falling(), validation=[(25 * i, 1 / (1 + i)) for i in range(16)])
+    plateau = [(25 * i, 2.0 - 0.01 * i) for i in range(16)]
+    assert watched(falling(), validation=plateau, guess=LN10)["overfitting"][0] == "warning", "it never generalised"
+    assert "overfitting" not in watched(falling(end=1.5), validation=plateau, guess=LN10)
 
 
 def test_stagnation_of_a_long_run():
