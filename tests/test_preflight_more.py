@@ -11,8 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from lightning_tricks import MLP, Classifier, check
 from lightning_tricks.diagnosis._losses import LossCall
-from lightning_tricks.diagnosis._probe import first_rows
-from lightning_tricks.diagnosis._rules_data import binary_labels_range, class_imbalance, split_overlap
+from lightning_tricks.diagnosis._rules_data import binary_labels_range, class_imbalance, first_rows, split_overlap
 from lightning_tricks.diagnosis._rules_layers import LayerCall, idle_units, slow_statistics, trace_layers
 from lightning_tricks.diagnosis._rules_outputs import bounded_outputs, broadcast_loss, loss_at_init, negated_loss
 from lightning_tricks.diagnosis._rules_parameters import clipping_binds, frozen_at_random, no_update, weights_too_small
