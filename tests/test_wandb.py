@@ -211,15 +211,18 @@ def test_other_ranks_write_nothing(tmp_path):
     assert not (tmp_path / "rank1").exists()
 
 
-def weights_without_logger():
+@pytest.fixture(scope="module")
+def expected():
+    """Weights of the training without a logger."""
     torch.manual_seed(0)
     model = make_model()
-    quiet_trainer(callbacks=lt.recipe()).fit(model, lt.DigitsDataModule(batch_size=256))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quiet_trainer(callbacks=lt.recipe()).fit(model, lt.DigitsDataModule(batch_size=256))
     return model.state_dict()
 
 
-def check_that_it_trained_and_was_said_once(logger, message):
-    expected = weights_without_logger()
+def check_that_it_trained_and_was_said_once(logger, message, expected):
     torch.manual_seed(0)
     model = make_model()
     trainer = quiet_trainer(callbacks=[lt.Preflight(), *lt.recipe()], logger=logger, max_epochs=1)
@@ -230,22 +233,24 @@ def check_that_it_trained_and_was_said_once(logger, message):
     assert all(torch.equal(expected[name], value) for name, value in model.state_dict().items())
 
 
-def test_not_logged_in_is_said_once_and_training_goes_on(tmp_path, monkeypatch):
+def test_not_logged_in_is_said_once_and_training_goes_on(expected, tmp_path, monkeypatch):
     """The real library refuses: nobody has logged in here, and nobody can be asked."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     logger = lt.TolerantWandbLogger(project="test", save_dir=tmp_path, mode="online")
-    check_that_it_trained_and_was_said_once(logger, r"Weights & Biases could not begin a run: .*Training goes on")
+    check_that_it_trained_and_was_said_once(
+        logger, r"Weights & Biases could not begin a run: .*Training goes on", expected
+    )
     assert logger.gave_up
 
 
-def test_a_full_disk_is_said_once_and_training_goes_on(tmp_path):
+def test_a_full_disk_is_said_once_and_training_goes_on(expected, tmp_path):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
     logger = wandb_logger(tmp_path, experiment=FullRun(full))
-    check_that_it_trained_and_was_said_once(logger, "could not write.*No space left on device")
+    check_that_it_trained_and_was_said_once(logger, "could not write.*No space left on device", expected)
 
 
 class FullRun:
