@@ -91,9 +91,13 @@ LIST = [
 N = 12
 
 
+def samples():
+    return pictures(N, 3, 18, 16)  # pixels enough for levels to be spread
+
+
 @pytest.fixture(scope="module")
 def images():
-    return pictures(N, 3, 18, 16)  # enough pixels for levels to be spread
+    return samples()
 
 
 def run(augment, images, index, epoch=0, **targets):
@@ -193,7 +197,7 @@ def test_it_travels_to_spawned_workers_and_is_empty_handed(images):
     augment = BatchAugment(LIST, mean=0.5, std=0.5, seed=2)
     again = pickle.loads(pickle.dumps(augment))
     assert torch.equal(run(again, images, range(N)), run(augment, images, range(N)))
-    assert run(augment, images, torch.arange(0)).shape == (0, 3, 12, 16)
+    assert run(augment, images, torch.arange(0)).shape == (0, 3, 18, 16)
 
 
 def test_prediction_first_does_not_spoil_training(images):
@@ -273,7 +277,7 @@ def test_draws_are_uniform_and_independent():
 
 
 def loader(augment, workers, *, shuffle=False, batch_size=4):
-    data = TensorDataset(pictures(N), torch.arange(N))
+    data = TensorDataset(samples(), torch.arange(N))
     inner = torch.utils.data.RandomSampler(data, generator=torch.Generator().manual_seed(0)) if shuffle else range(N)
     return DataLoader(
         KeyedDataset(data),
@@ -334,7 +338,7 @@ class Recorder(LightningModule):
 
 
 def fit_in_rank(rank):
-    data = TensorDataset(pictures(N), torch.arange(N))
+    data = TensorDataset(samples(), torch.arange(N))
     sampler = DistributedSampler(data, num_replicas=2, rank=rank, shuffle=True)
     batches = DataLoader(
         KeyedDataset(data), 3, sampler=KeyedSampler(sampler), collate_fn=AugmentCollate(BatchAugment(LIST, seed=1))

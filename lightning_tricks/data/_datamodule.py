@@ -4,14 +4,14 @@ import copy
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence, Sized
 from hashlib import blake2b
-from typing import Any, Generic, Literal, TypedDict, TypeVar
+from typing import Any, Generic, Literal, TypedDict
 
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
-from typing_extensions import Self
+from typing_extensions import Self, TypeVar
 
 from lightning_tricks._base import UserInputError, check_choice, check_range, warn_once
 from lightning_tricks.data import splits
@@ -35,7 +35,7 @@ class SplitOptions(TypedDict, total=False):
 
 MANY = 20  # classes, above which only the smallest and largest count is said
 NAMES = ("train", "val", "test")
-Opened = TypeVar("Opened", bound=Sized)
+Opened = TypeVar("Opened", bound=Sized, default=Any)
 _ARGUMENT = {"time": "time=...", "group": "groups=..."}
 
 
