@@ -41,6 +41,7 @@ HOW: dict[str, tuple[tuple[str, ...], tuple[str, ...] | None, bool]] = {
     "import_time": ((), (), False),
     "init": ((), (), False),
     "mc_dropout": (("--rounds", "5"), ("--only", "head", "--rounds", "1"), False),
+    "mc_tolerance": ((), ("--samples", "32", "--reference", "64", "--epochs", "1"), False),
     "mutual_information": ((), (), False),
     "norm_monitor": ((), None, False),
     "penalty": ((), None, False),

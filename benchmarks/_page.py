@@ -48,8 +48,13 @@ def _section(plan: Plan, run: Mapping[str, Any] | None) -> str:
     file = file_of(plan.name).relative_to(FOLDER.parent).as_posix()
     source = f"[{file}](../{file})"
     if run is None:
+        why = (
+            "It takes long or needs data that do not ship, so it runs only if it is named. "
+            if plan.only_if_named
+            else ""
+        )
         return (
-            f"{head}`python -m benchmarks.{plan.name}` ({source}). It takes long or needs data that do not ship, and "
-            "no run of it is kept here; the page that quotes it says how its numbers were had.\n"
+            f"{head}`python -m benchmarks.{plan.name}` ({source}). {why}No run of it is kept here yet; the page that "
+            "quotes it says how its numbers were had.\n"
         )
     return f"{head}`{run['command']}` ({source})\n\n```text\n{run['printed']}\n```\n"

@@ -1,4 +1,6 @@
-"""Claim: Diagnosis costs about what NormMonitor costs, plus 1 % of a step: ``python -m benchmarks.diagnosis``.
+"""Claim: Diagnosis costs about what NormMonitor costs, plus 1 % of a step.
+
+Run: python -m benchmarks.diagnosis [rounds [epochs]]
 
 The same fits of an MLP 784-512-512-10 (batch 128) run side by side and take turns, an epoch of 50 steps at a time:
 without a monitor, with NormMonitor, with NormMonitor and ActivationMonitor, and with Diagnosis, each as it comes. The
@@ -19,7 +21,7 @@ from torch.utils.data import DataLoader
 from benchmarks.timing import fits_in_turns, report_turns
 from lightning_tricks import ActivationMonitor, Diagnosis, NormMonitor
 
-EPOCH, EPOCHS = 50, 8
+EPOCH = 50
 
 
 class Program(LightningModule):
@@ -53,13 +55,13 @@ CASES = {
 }
 
 
-def one_round(data, folder):
+def one_round(data, folder, epochs):
     def case(make):
         def fit(turn):
             torch.manual_seed(0)
             trainer = Trainer(
                 accelerator="cpu",
-                max_epochs=EPOCHS,
+                max_epochs=epochs,
                 callbacks=[turn, *make()],
                 logger=CSVLogger(folder),
                 enable_progress_bar=False,
@@ -73,14 +75,14 @@ def one_round(data, folder):
     return fits_in_turns({name: case(make) for name, make in CASES.items()}, every=EPOCH)
 
 
-def main(rounds=5):
+def main(rounds=5, epochs=8):
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     data = batches()
     with tempfile.TemporaryDirectory() as folder:
-        one_round(data[:2], folder)  # warm up
-        measured = [one_round(data, folder) for _ in range(rounds)]
-    report_turns("Diagnosis on MLP 784-512-512-10, batch 128", measured, base="no monitor", steps=EPOCH * EPOCHS)
+        one_round(data[:2], folder, 1)  # warm up
+        measured = [one_round(data, folder, epochs) for _ in range(rounds)]
+    report_turns("Diagnosis on MLP 784-512-512-10, batch 128", measured, base="no monitor", steps=EPOCH * epochs)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,8 @@ def test_the_commands_run_in_order(folder, monkeypatch):
     ran = commands()[1:]  # the demo has tests of its own
     assert len(ran) >= 8
     for command in ran:
-        shortened = ["--trials=1"] if command[0] == "tune" else []
+        shortened = ["--trainer.limit_train_batches=3", "--trainer.limit_val_batches=1"]
+        shortened += ["--trials=1"] if command[0] == "tune" else []
         assert main([*command, *QUIET, *shortened]) == 0, command
     assert (folder / "predictions.csv").read_text().startswith("index,mean_0,")
     assert (folder / "mine.npz").exists()
@@ -60,7 +61,9 @@ def test_the_errors_are_as_shown(folder, monkeypatch, capsys):
 def test_the_configurations_of_the_examples_run_from_a_checkout(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     config = ["--config=examples/configs/digits.yaml", "--trainer.fast_dev_run=true", "--trainer.logger=false"]
-    assert main(["fit", *config, *QUIET]) == 0
+    before = set(ROOT.iterdir())
+    assert main(["fit", *config, f"--trainer.default_root_dir={tmp_path}", *QUIET]) == 0
+    assert set(ROOT.iterdir()) == before, "a dry run writes nothing"
     from lightning_tricks.tune import Choice, Float
     from lightning_tricks.tune._space import space_of
 

@@ -45,6 +45,10 @@ def module(faults, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(MODULE)
     yield path
+    forget()
+
+
+def forget():
     registry = importlib.import_module("benchmarks.faults._registry")
     for table in (registry.PROGRAMS, registry.FAULTS):
         for name in [name for name in table if name.startswith("tiny")]:
@@ -80,6 +84,7 @@ def test_runs_that_are_there_are_skipped(faults, module, capsys, monkeypatch):
         raise AssertionError("the run is there already")
 
     monkeypatch.setattr(faults, "run", never)
+    forget()  # as in a process of its own
     again, summary = run(faults, module, capsys, *options)
     assert again == first
     assert summary["runs"] == 2

@@ -1,6 +1,7 @@
 """MCDropoutPredictor in a Trainer: predict, test and validate, with any batch, from a checkpoint, on two ranks."""
 
 import csv
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -215,6 +216,10 @@ def test_maps_and_left_out_pixels(tmp_path):
     assert sizes == [[(45, 63)] * 4] * 6
 
 
+# They take most of the time of a test that looks at the table only.
+NO_FIGURES = mock.patch("lightning_tricks.modules._mc_dropout.log_answers")
+
+
 def table_of(folder):
     (table,) = folder.glob("tables/*.csv")
     return [(int(row["index"]), int(row["target"])) for row in csv.DictReader(table.read_text().splitlines())]
@@ -225,7 +230,8 @@ def test_places_are_known_from_a_datamodule(tmp_path):
     data = DigitsDataModule(batch_size=64, seed=0)
     model = Classifier(MLP(64, 10, dropout=0.5, norm="none"), num_classes=10)
     trainer = quiet_trainer(logger=CSVLogger(tmp_path, name="", version=""))
-    trainer.test(MCDropoutPredictor(model, samples=3), data, verbose=False)
+    with NO_FIGURES:
+        trainer.test(MCDropoutPredictor(model, samples=3), data, verbose=False)
     labels = torch.cat([y for _, y in data.test_dataloader()])
     rows = table_of(tmp_path)
     assert max(index for index, _ in rows) > 128
@@ -238,11 +244,13 @@ def test_places_are_counted_where_nobody_knows_them(tmp_path):
             return iter(zip(X, Y, strict=True))
 
     trainer = quiet_trainer(logger=CSVLogger(tmp_path, name="", version=""))
-    trainer.test(MCDropoutPredictor(classifier(), samples=3), DataLoader(Stream(), batch_size=4), verbose=False)
+    with NO_FIGURES:
+        trainer.test(MCDropoutPredictor(classifier(), samples=3), DataLoader(Stream(), batch_size=4), verbose=False)
     assert sorted(table_of(tmp_path)) == [(i, i % 3) for i in range(11)]
     path = tmp_path / "out.npz"
     trainer = quiet_trainer(callbacks=PredictionWriter(path))
-    trainer.predict(MCDropoutPredictor(classifier(), samples=3), DataLoader(Stream(), batch_size=4))
+    with pytest.warns(UserWarning, match="Couldn't infer the batch indices"):  # Lightning cannot; we count
+        trainer.predict(MCDropoutPredictor(classifier(), samples=3), DataLoader(Stream(), batch_size=4))
     assert np.load(path)["index"].tolist() == list(range(11))
 
 
@@ -308,7 +316,8 @@ def _on_ranks(rank, path, world):
     predictor = MCDropoutPredictor(classifier(), samples=10, seed=3)
     trainer.predict(predictor, DataLoader(X, batch_size=2 if world > 1 else 4), return_predictions=False)
     loader = DataLoader(TensorDataset(X[:10], Y[:10]), batch_size=5)
-    return {name: float(value) for name, value in trainer.test(predictor, loader, verbose=False)[0].items()}
+    with NO_FIGURES:
+        return {name: float(value) for name, value in trainer.test(predictor, loader, verbose=False)[0].items()}
 
 
 def test_two_ranks_predict_what_one_does(tmp_path):

@@ -224,8 +224,11 @@ def test_a_rule_that_crashes_does_not_stop_the_others():
 
 def test_streams_and_manual_optimization_are_told():
     class Stream(IterableDataset):
+        def __init__(self):
+            self.samples = (sample for sample in TensorDataset(*blobs()))  # read once, and never copied
+
         def __iter__(self):
-            return iter(TensorDataset(*blobs()))
+            return self.samples
 
     assert "past the loader" in found(data=DataLoader(Stream(), 8))["left-out"].what
     manual = Program()

@@ -11,8 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from lightning_tricks import MLP, Classifier, check
 from lightning_tricks.diagnosis._losses import LossCall
-from lightning_tricks.diagnosis._probe import first_rows
-from lightning_tricks.diagnosis._rules_data import binary_labels_range, class_imbalance, split_overlap
+from lightning_tricks.diagnosis._rules_data import binary_labels_range, class_imbalance, first_rows, split_overlap
 from lightning_tricks.diagnosis._rules_layers import LayerCall, idle_units, slow_statistics, trace_layers
 from lightning_tricks.diagnosis._rules_outputs import bounded_outputs, broadcast_loss, loss_at_init, negated_loss
 from lightning_tricks.diagnosis._rules_parameters import clipping_binds, frozen_at_random, no_update, weights_too_small
@@ -191,6 +190,11 @@ def poisoned():
     return loader(x, torch.cat([Y] * 4))
 
 
+class Wild(Regression):
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=5.0)
+
+
 REGRESSION = (X, X.sum(1))
 FAULTS = {
     "hidden layers": ("params-not-optimized", "error", "quick", lambda: (Program(Hidden()), None)),
@@ -211,10 +215,9 @@ FAULTS = {
                                                                       unrelated())),
     "one NaN of many": ("input-nonfinite", "error", "full", lambda: (None, poisoned())),
     "rate too low": ("lr-too-low", "warning", "full",
-                     lambda: (changed(configure_optimizers=lambda s: torch.optim.SGD(s.parameters(), lr=1e-3)), None)),
-    "rate too high": ("lr-too-high", "error", "full",
-                      lambda: (changed(configure_optimizers=lambda s: torch.optim.Adam(s.parameters(), 20.0)), None)),
-    "decay": ("cannot-overfit", "error", "full",
+                     lambda: (changed(configure_optimizers=lambda s: torch.optim.SGD(s.parameters(), lr=1e-5)), None)),
+    "rate too high": ("lr-too-high", "error", "full", lambda: (Wild(), loader(*REGRESSION))),
+    "decay": ("cannot-overfit", "warning", "full",
               lambda: (changed(configure_optimizers=lambda s: torch.optim.SGD(s.parameters(), 0.01, weight_decay=50)),
                        None)),
 }  # fmt: skip

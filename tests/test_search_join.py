@@ -39,6 +39,8 @@ def test_storage_with_several_searches_needs_a_name(tmp_path):
     begun(tmp_path / "b", trials=2, data=Tiny, storage=storage)
     with pytest.raises(UserInputError, match=r"study must be .* but got None\. It holds: 'a', 'b'"):
         join(storage, **QUIET)
+    with pytest.raises(UserInputError, match="holds the runs of the study 'a', not of 'b'"):
+        join(storage, study="b", folder=tmp_path / "a", **QUIET)
     assert len(join(storage, study="b", folder=tmp_path / "b2", **QUIET).runs) == 2
 
 

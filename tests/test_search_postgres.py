@@ -26,7 +26,7 @@ def take_part(name, folder):
 def test_machines_without_a_common_folder_share_a_search(tmp_path):
     name = f"s-{uuid.uuid4().hex[:8]}"
     begin = {"data": Tiny, "method": "coarse_to_fine", "storage": URL, "study": name, "folder": tmp_path / "one"}
-    find(trials=1, **begin | {"study": f"{name}-short"})  # the tables are there
+    find(trials=1, **begin | {"study": f"{name}-short", "folder": tmp_path / "short"})  # the tables are there
     other = get_context("fork").Process(target=find, kwargs={**begin, "trials": 20})
     other.start()
     while name not in [s.study_name for s in optuna.get_all_study_summaries(URL)]:

@@ -14,7 +14,7 @@ PAGES = {
     ],
     "How sure is it?": ["mc_dropout", "uncertainty_measures", "uci_dropout"],
     "Data": ["datamodules", "splits", "augmentation", "text_augmentation"],
-    "Which settings?": ["cross_validation", "hyperparameter_search", "coarse_to_fine"],
+    "Which settings?": ["cross_validation", "hyperparameter_search", "coarse_to_fine", "vectorised_trials"],
     "Tools": ["command_line", "wandb"],
     "Reference": [
         "generated/api/index",

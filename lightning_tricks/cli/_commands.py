@@ -106,7 +106,7 @@ def _fit(cli: TricksCLI) -> int:
     trainer = cli.trainer
     _need_data(cli, "train_dataloader")
     trainer.fit(cli.model, datamodule=cli.datamodule, **cli.options("ckpt_path", "weights_only"))
-    if trainer.checkpoint_callbacks:
+    if trainer.checkpoint_callbacks and not trainer.fast_dev_run:  # type: ignore[attr-defined]  # set elsewhere
         final = fresh_path(run_folder(trainer) / "final.ckpt") if trainer.is_global_zero else Path("final.ckpt")
         trainer.save_checkpoint(trainer.strategy.broadcast(final), weights_only=True)
         _say(cli, f"weights: {final}")

@@ -6,7 +6,6 @@ from importlib import import_module
 from inspect import signature
 from typing import Any
 
-import lightning_tricks
 from lightning_tricks._base import UserInputError
 
 # Lines that frame the reasons or repeat the input.
@@ -76,7 +75,7 @@ def _reason(reasons: list[str], given: str | None, owner: str | None) -> str:
         names = found[1] if owner else ", ".join(f"--{name}" for name in found[1].split(", "))
         return f"{owner or 'this command'} needs a value for {names}."
     if found := re.match(r"Expected a dot import path string: (\w+)", text):
-        near = _near(found[1], lightning_tricks.__all__)
+        near = _near(found[1], import_module("lightning_tricks").__all__)
         return f"no class {found[1]!r} is known. Give its class path, such as my_module.{found[1]}.{near}"
     if found := re.match(r"module '([\w.]+)' has no attribute '(\w+)'", text):
         return f"{text}.{_near(found[2], dir(import_module(found[1])))}"

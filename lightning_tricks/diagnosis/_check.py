@@ -124,7 +124,7 @@ def _running_rules(probe: Probe) -> dict[str, Callable[[], list[Finding]]]:
         "decay-on-bias-or-norm": lambda: of_parameters.decay_on_bias_or_norm(*_with_optimizers(probe)),
         "zero-init": lambda: of_parameters.zero_init(probe.model, first().gradients),
         "loss-at-init": lambda: with_call(lambda call: of_outputs.loss_at_init(call, first().loss)),
-        "output-bias": lambda: with_call(of_outputs.output_bias),
+        "output-bias": lambda: _output_bias(probe),
         "output-activation": lambda: with_call(of_outputs.output_activation),
         "vanishing-gradient": lambda: of_parameters.vanishing_or_exploding(first().gradients),
         "activation-scale": lambda: of_layers.activation_scale(first().layers),
@@ -175,6 +175,11 @@ def _imbalance(probe: Probe) -> list[Finding]:
     call = probe.attempted_loss() if probe.model.automatic_optimization else None
     weighted = call is not None and call.is_weighted
     return of_data.class_imbalance(labels, weighted=weighted) if labels.ndim == 1 else []
+
+
+def _output_bias(probe: Probe) -> list[Finding]:
+    call = probe.loss_call_of(probe.fresh(), probe.collate(probe.samples))  # one batch holds too few of each class
+    return [] if call is None else of_outputs.output_bias(call)
 
 
 def _samples_finite(probe: Probe) -> list[Finding]:

@@ -197,6 +197,12 @@ def _gained(curve: LossCurve, reference: float, t: Thresholds, *, is_guess: bool
     """Tell whether the loss was ever clearly below the reference, in windows or right now."""
     least = t.least_gain * abs(reference)
     if is_guess:
+        late = curve.windows[len(curve.windows) // 2 :]  # together they tell what one noisy window cannot
+        mean = statistics.fmean(w.mean for w in late)
+        error = math.hypot(*(w.error for w in late)) / len(late)
+        enough = (1 - t.barely) * abs(reference)  # in doubt it has learned something
+        if mean < reference - max(least, min(t.significance * error, enough)):
+            return True
         return any(w.mean < reference - max(least, t.significance * w.error) for w in curve.windows)
     first = curve.noise / math.sqrt(t.start)
     return any(

@@ -258,7 +258,7 @@ def samples_of(loader: DataLoader[Any] | None, limit: int) -> list[Any]:
     if loader is None:
         return []
     if isinstance(loader.dataset, IterableDataset):
-        return _from_copy(loader, limit)
+        return [] if batch_size_of(loader) is None else _from_copy(loader.dataset, limit)
     if batch_size_of(loader) is None:
         return _cut_batches(loader, limit)
     size = len(loader.dataset)  # type: ignore[arg-type]
@@ -266,12 +266,10 @@ def samples_of(loader: DataLoader[Any] | None, limit: int) -> list[Any]:
     return [loader.dataset[i] for i in chosen]
 
 
-def _from_copy(loader: DataLoader[Any], limit: int) -> list[Any]:
+def _from_copy(stream: IterableDataset[Any], limit: int) -> list[Any]:
     """Return the first samples of a copy of a stream; nothing if it cannot be copied."""
-    if batch_size_of(loader) is None:
-        return []
     try:
-        samples = list(islice(copy.deepcopy(loader.dataset), limit))
+        samples = list(islice(copy.deepcopy(stream), limit))
     except Exception:  # a file, a socket, a generator
         return []
     return samples
@@ -311,7 +309,8 @@ def first_and_last(prediction: Tensor, batch_size: int) -> list[tuple[Tensor, Te
 
 def _reach(rows: Tensor, x: Tensor) -> Tensor:
     (gradient,) = torch.autograd.grad((rows * torch.randn_like(rows)).sum(), x, retain_graph=True)
-    return gradient.double().flatten(1).norm(dim=1)
+    norms: Tensor = gradient.double().flatten(1).norm(dim=1)
+    return norms
 
 
 def with_input(batch: Any, x: Tensor) -> Any:
@@ -322,20 +321,6 @@ def with_input(batch: Any, x: Tensor) -> Any:
     if isinstance(batch, (tuple, list)):
         return [x, *batch[1:]]
     return x
-
-
-def first_rows(batch: Any, count: int) -> Any:
-    """Return a batch of its first rows.
-
-    Example:
-        >>> first_rows({"x": torch.arange(4), "name": "a"}, 2)
-        {'x': tensor([0, 1]), 'name': 'a'}
-    """
-    if isinstance(batch, dict):
-        return {key: first_rows(value, count) for key, value in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        return [first_rows(value, count) for value in batch]
-    return batch[:count] if isinstance(batch, Tensor) and batch.ndim else batch
 
 
 def optimizers_in(configured: Any) -> list[Optimizer]:

@@ -200,6 +200,20 @@ def sample_target(sample: Any) -> Any:
     return sample[1] if isinstance(sample, (tuple, list)) and len(sample) > 1 else None
 
 
+def first_rows(batch: Any, count: int) -> Any:
+    """Return a batch of its first rows.
+
+    Example:
+        >>> first_rows({"x": torch.arange(4), "name": "a"}, 2)
+        {'x': tensor([0, 1]), 'name': 'a'}
+    """
+    if isinstance(batch, dict):
+        return {key: first_rows(value, count) for key, value in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return [first_rows(value, count) for value in batch]
+    return batch[:count] if isinstance(batch, Tensor) and batch.ndim else batch
+
+
 def _digest(x: Any) -> bytes:
     tensor = torch.as_tensor(x).detach().cpu().contiguous()
     return hashlib.blake2b(tensor.numpy().tobytes(), digest_size=16).digest()

@@ -71,7 +71,7 @@ def broadcast_loss(call: LossCall) -> list[Finding]:
         return []
     shapes = tuple(call.prediction.shape), tuple(call.target.shape)
     try:
-        both = tuple(torch.broadcast_shapes(*shapes))
+        both = tuple(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
     except RuntimeError:
         return []
     if math.prod(both) <= max(map(math.prod, shapes)):

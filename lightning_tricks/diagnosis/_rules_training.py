@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
-from lightning_tricks.diagnosis._curve import alternation, noise_of
+from lightning_tricks.diagnosis._curve import LossCurve, alternation, noise_of
 from lightning_tricks.diagnosis._evidence import Evidence, LayerActivity, NormRecord, falls, is_late
 from lightning_tricks.diagnosis._finding import Finding, Severity
 from lightning_tricks.diagnosis._thresholds import Thresholds
@@ -257,10 +257,19 @@ def _hardly_fell(evidence: Evidence) -> bool:
 
 
 def overfitting(evidence: Evidence, t: Thresholds) -> Finding | None:
-    """A validation loss that has risen for a while, while the training loss has fallen."""
+    """A validation loss that has risen for a while, while the training loss fell, or that is far above it."""
     curve, checks = evidence.curve, [(s, v) for s, v in evidence.validation if math.isfinite(v)]
     if curve is None or evidence.is_negated or len(checks) <= t.overfit_checks or not curve.windows:
         return None
+    name = evidence.validation_name
+    what = _risen(evidence, curve, checks, t) or _gap(evidence, curve, checks, t)
+    if what is None:
+        return None
+    cure = f"EarlyStopping({name!r}) gives the best weights back; more data, augmentation, dropout or weight decay help"
+    return _finding("overfitting", "warning", name, what, cure, evidence)
+
+
+def _risen(evidence: Evidence, curve: LossCurve, checks: Sequence[tuple[int, float]], t: Thresholds) -> str | None:
     at = min(range(len(checks)), key=lambda i: checks[i][1])
     step, best = checks[at]
     since = checks[at + 1 :]
@@ -271,13 +280,24 @@ def overfitting(evidence: Evidence, t: Thresholds) -> Finding | None:
     fall = then[0].median - curve.level
     if fall < max(t.significance * then[0].error, t.overfit_rise * abs(then[0].median)):
         return None
-    name = evidence.validation_name
-    what = (
-        f"{name} has risen from {best:.4g} (step {step}) to {since[-1][1]:.4g}, while the training loss fell from "
-        f"{then[0].median:.4g} to {curve.level:.4g}"
+    return (
+        f"{evidence.validation_name} has risen from {best:.4g} (step {step}) to {since[-1][1]:.4g}, while the training "
+        f"loss fell from {then[0].median:.4g} to {curve.level:.4g}"
     )
-    cure = f"EarlyStopping({name!r}) gives the best weights back; more data, augmentation, dropout or weight decay help"
-    return _finding("overfitting", "warning", name, what, cure, evidence)
+
+
+def _gap(evidence: Evidence, curve: LossCurve, checks: Sequence[tuple[int, float]], t: Thresholds) -> str | None:
+    """Tell whether most of what was learned holds for the training samples only; needs losses of the same kind."""
+    guess = evidence.guess
+    if guess is None or not is_late(evidence, t) or not 0 < checks[0][1] < 3 * guess:
+        return None
+    least = min(value for _, value in checks)
+    if least - curve.level < t.overfit_gap * guess:
+        return None
+    return (
+        f"{evidence.validation_name} was never below {least:.4g}, the training loss is {curve.level:.4g}, and "
+        f"guessing gives {guess:.4g}"
+    )
 
 
 def stagnation(evidence: Evidence, t: Thresholds) -> Finding | None:

@@ -45,6 +45,7 @@ class Thresholds:
         clipped_factor: median factor of clipping below which it is a warning.
         overfit_rise: share of its best value by which the validation loss must have risen.
         overfit_lost: the same as a share of all that it had gained since the first validation.
+        overfit_gap: share of what guessing gives by which the best validation loss is above the training loss.
         overfit_checks: validations in a row since the best one.
         stagnant_share: share of the run without a better loss.
         stagnant_steps: steps without a better loss, at least.
@@ -92,6 +93,7 @@ class Thresholds:
     clipped_factor: float = 0.1
     overfit_rise: float = 0.1
     overfit_lost: float = 0.3
+    overfit_gap: float = 0.5
     overfit_checks: int = 3
     stagnant_share: float = 0.5
     stagnant_steps: int = 500

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from lightning_tricks.diagnosis._finding import Finding
 from lightning_tricks.diagnosis._guess import GuessLoss
 from lightning_tricks.diagnosis._losses import LossCall
-from lightning_tricks.diagnosis._probe import Probe, first_rows, samples_of, with_input
-from lightning_tricks.diagnosis._rules_data import sample_input, sample_target
+from lightning_tricks.diagnosis._probe import Probe, samples_of, with_input
+from lightning_tricks.diagnosis._rules_data import first_rows, sample_input, sample_target
 
 STEPS, SAMPLES = 200, 16
 _CONVERGED = 0.1  # of the loss of guessing: a model that begins below has nothing left to learn from 16 samples

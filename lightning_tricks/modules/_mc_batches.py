@@ -121,7 +121,8 @@ class RowPlaces:
         seen = getattr(getattr(loader, "batch_sampler", None), "seen_batch_indices", None)
         if seen and batch_idx < len(seen):  # Lightning's own record while predicting
             return torch.tensor(seen[batch_idx])
-        sampler, size = getattr(loader, "sampler", None), getattr(loader, "batch_size", None)
+        sampler: Any = getattr(loader, "sampler", None)
+        size = getattr(loader, "batch_size", None)
         if size is None:  # the sampler may deal out whole batches, as those of our DataModules do
             if not callable(getattr(sampler, "batches", None)):
                 return None

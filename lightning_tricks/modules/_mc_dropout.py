@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -174,7 +174,8 @@ class MCDropoutPredictor(LightningModule):
         """Draw in rounds; a row whose Monte-Carlo error is small enough takes no part in the next."""
         chunk = self._engine.chunk_size or len(index)
         parts = []
-        for rows in torch.arange(len(index)).split(chunk):
+        for start in range(0, len(index), chunk):
+            rows = torch.arange(start, min(start + chunk, len(index)))
             rounds = SureRows(
                 rows, copy.deepcopy(new), self._formed, tolerance=self._tolerance or 0, min_rows=self._engine.min_rows
             )
@@ -252,7 +253,7 @@ class MCDropoutPredictor(LightningModule):
         while len(self._metrics) <= dataloader_idx:
             self._metrics.append(OffAndOn(self.task).to(self.device))
             self._rankings.append(UncertainRows(self.task))
-        self._metrics[dataloader_idx].update(self._without_dropout(inputs), on, target)
+        cast(OffAndOn, self._metrics[dataloader_idx]).update(self._without_dropout(inputs), on, target)
         self._rankings[dataloader_idx].update(on, index, target, inputs[0])
 
     def _without_dropout(self, inputs: tuple[Any, ...]) -> dict[str, Tensor]:
@@ -275,7 +276,7 @@ class MCDropoutPredictor(LightningModule):
         several = len(self._metrics) > 1
         for number, (metrics, ranking) in enumerate(zip(self._metrics, self._rankings, strict=True)):
             behind = f"/loader_{number}" if several else ""
-            values, answers = metrics.compute()  # type: ignore[operator]
+            values, answers = cast(OffAndOn, metrics).compute()
             self.log_dict({f"{stage}_{name}{behind}": value for name, value in values.items()}, sync_dist=True)
             log_answers(self.trainer, stage + behind, answers)
             ranking.log(self.trainer, stage + behind)

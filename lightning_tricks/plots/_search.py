@@ -222,7 +222,7 @@ def _one(
     best = (max if maximize else min)(pairs, key=lambda pair: pair[1])
     ax.scatter(*best, s=60, marker="*", color=COLORS[1], zorder=3)
     if log:
-        log_axis(ax, "x", [x for x, _ in pairs])
+        log_axis(ax, "x", [float(x) for x, _ in pairs])
     if min(values) > 0 and max(values) > 20 * min(values):
         ax.set_yscale("log")
     shown = [(number, window[name]) for number, window in enumerate(windows) if name in window]

@@ -12,7 +12,9 @@ from lightning_tricks._base import derive_seed
 
 
 class KeyedSampler(BaseSampler):
-    """Makes another sampler anew for each trial, seeded by the search's seed and the trial's number.
+    """Makes another sampler anew for each trial, seeded by the search's seed and the number of trials before it.
+
+    Trials that died with their worker are not counted: they are run again.
 
     Several workers with one seed would otherwise draw the same points, and a resumed search would draw its first ones
     again. One worker that was stopped now goes on with the points that it would have drawn.
@@ -29,7 +31,9 @@ class KeyedSampler(BaseSampler):
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Make the trial's sampler."""
-        self.sampler = self.make(derive_seed(self.seed, "trial", trial.number) % 2**32)
+        earlier = [t for t in study.get_trials(deepcopy=False) if t.number < trial.number]
+        died = sum(t.state == TrialState.FAIL and "reason" not in t.user_attrs for t in earlier)
+        self.sampler = self.make(derive_seed(self.seed, "trial", len(earlier) - died) % 2**32)
         self.sampler.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:

@@ -38,12 +38,12 @@ def _found(result: "SearchResult") -> Section:
         *[Text(note) for note in result.notes],
     ]
     if result.retrained:
-        rows = [[r.run, len(r.values), r.mean, r.sd, _words(r.params)] for r in result.retrained]
+        rows: list[list[Cell]] = [[r.run, len(r.values), r.mean, r.sd, _words(r.params)] for r in result.retrained]
         columns = ["run", "seeds", "mean", "sd", "hyperparameters"]
         blocks.append(Table(columns, rows, "The best settings, trained again with other seeds"))
     if result.test:
-        rows = [[name, mean, sd] for name, (mean, sd) in result.test.items()]
-        blocks.append(Table(["metric", "mean", "sd"], rows, "Test set, seen by the winner's trainings only"))
+        tested: list[list[Cell]] = [[name, mean, sd] for name, (mean, sd) in result.test.items()]
+        blocks.append(Table(["metric", "mean", "sd"], tested, "Test set, seen by the winner's trainings only"))
     return Section("Result", blocks)
 
 

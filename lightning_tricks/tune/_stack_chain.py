@@ -51,7 +51,7 @@ class Signal:
             return self.x.expand(self.nets, *self.x.shape)
         if self.layout == "dense":
             return self.x.mT
-        return self.x.unflatten(1, (self.nets, -1)).transpose(0, 1)
+        return _parted(self.x, 1, self.nets).transpose(0, 1)
 
 
 def layers_of(net: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -114,6 +114,11 @@ def run_chain(
 Tensors = Callable[[str], Tensor | None]
 
 
+def _parted(x: Tensor, dim: int, nets: int) -> Tensor:
+    """Return ``x`` with an axis of K times something as two axes."""
+    return x.reshape(*x.shape[:dim], nets, -1, *x.shape[dim + 1 :])
+
+
 def _needed(tensors: Tensors, key: str) -> Tensor:
     found = tensors(key)
     if found is None:
@@ -132,13 +137,13 @@ def _pool(layer: nn.Module, signal: Signal, tensors: Tensors) -> Signal:
 
 
 def _flatten(layer: nn.Module, signal: Signal, tensors: Tensors) -> Signal:
-    if (layer.start_dim, layer.end_dim) != (1, -1):
+    if layer.start_dim != 1 or layer.end_dim != -1:
         raise NotAChainError("only whole samples are flattened here")
     if signal.layout == "shared":
         return Signal(signal.x.flatten(1), "shared", signal.nets)
     if signal.layout == "dense":
         return signal
-    x = signal.x.unflatten(1, (signal.nets, -1)).flatten(2)  # (B, K, F)
+    x = _parted(signal.x, 1, signal.nets).flatten(2)  # (B, K, F)
     return Signal(x.permute(1, 2, 0).contiguous(), "dense", signal.nets)
 
 
@@ -147,7 +152,7 @@ def _linear(layer: nn.Module, signal: Signal, tensors: Tensors) -> Signal:
     if signal.layout == "shared" and signal.x.ndim == 2:  # one product for all nets
         wide = weight.flatten(0, 1)  # (K * O, F)
         x = wide @ signal.x.mT if bias is None else torch.addmm(bias.reshape(-1, 1), wide, signal.x.mT)
-        return Signal(x.unflatten(0, (nets, -1)), "dense", nets)
+        return Signal(_parted(x, 0, nets), "dense", nets)
     x = signal.dense()
     x = weight @ x if bias is None else torch.baddbmm(bias[:, :, None], weight, x)
     return Signal(x, "dense", nets)
@@ -159,7 +164,7 @@ def _conv(layer: nn.Module, signal: Signal, tensors: Tensors) -> Signal:
         raise NotAChainError("a convolution needs maps and zeros around them")
     if signal.layout == "shared" and layer.groups != 1:
         raise NotAChainError("a grouped convolution of shared maps")
-    x = _CONVOLUTIONS[type(layer)](  # type: ignore[operator]
+    x = _CONVOLUTIONS[type(layer)](
         signal.x,
         weight.flatten(0, 1),
         None if bias is None else bias.flatten(),
@@ -184,9 +189,7 @@ def _batch_norm(layer: nn.Module, signal: Signal, tensors: Tensors) -> Signal:
         momentum = 1.0 / float(count[0]) if momentum is None else momentum
     batch_statistics = layer.training or mean is None
     x = F.batch_norm(x, mean, var, weight, bias, bool(batch_statistics), momentum or 0.0, layer.eps)  # type: ignore[arg-type]
-    return (
-        Signal(x, "maps", signal.nets) if maps else Signal(x[0].unflatten(0, (signal.nets, -1)), "dense", signal.nets)
-    )
+    return Signal(x, "maps", signal.nets) if maps else Signal(_parted(x[0], 0, signal.nets), "dense", signal.nets)
 
 
 def _flat(tensor: Tensor | None) -> Tensor | None:

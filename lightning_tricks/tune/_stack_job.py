@@ -217,7 +217,7 @@ def _mean(results: list[dict[str, Any]], monitor: str) -> dict[str, Any]:
     return {"status": "complete", "value": math.fsum(values) / len(values), "fold_values": values}
 
 
-def _fold(job: StackJob, data: SplitDataModule, number: int) -> list[dict[str, Any]]:
+def _fold(job: StackJob, data: SplitDataModule[Any], number: int) -> list[dict[str, Any]]:
     made, results = _made(job.trials)
     models, trials = [model for _, model in made.values()], [trial for trial, _ in made.values()]
     runs = _fit(models, data, trials, job, job.folder / f"fold-{number}") if made else []
@@ -227,7 +227,7 @@ def _fold(job: StackJob, data: SplitDataModule, number: int) -> list[dict[str, A
     return [results[i] for i in range(len(job.trials))]
 
 
-def _validated(model: LightningModule, data: SplitDataModule, job: StackJob) -> float:
+def _validated(model: LightningModule, data: SplitDataModule[Any], job: StackJob) -> float:
     options = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     trainer = Trainer(**{**options, **job.trainer, "logger": False})
     return float(trainer.validate(model, datamodule=data, verbose=False)[0][job.monitor])

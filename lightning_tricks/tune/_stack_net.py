@@ -85,9 +85,9 @@ class StackedNet(nn.Module):
                 self._rates[name] = buffers[f"rate_{i}"]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "StackedNet":
-        moved = super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._look()
-        return moved
+        return self
 
     def _set_mode(self) -> None:
         """Put the layers into the stack's mode, which Lightning may set without a call."""
@@ -103,7 +103,7 @@ class StackedNet(nn.Module):
         self._set_mode()
         if self.way == "chain":
             try:
-                return run_chain(self._layers, self._found.get, self._rates.get, *inputs, self.nets)
+                return run_chain(self._layers, self._found.get, self._rates.get, inputs[0], self.nets)
             except NotAChainError:
                 self.way = "vmap"
         return self.map(lambda net, tensors: functional_call(net, tensors, inputs))
@@ -148,7 +148,7 @@ class _own_rates:  # noqa: N801 - a context manager
 
     def __enter__(self) -> None:
         for layer, rate in self.layers.items():
-            layer.forward = lambda x, layer=layer, rate=rate: _dropped(layer, x, rate)  # type: ignore[method-assign]
+            layer.forward = lambda x, layer=layer, rate=rate: _dropped(layer, x, rate)
 
     def __exit__(self, *error: object) -> None:
         for layer in self.layers:

@@ -14,7 +14,7 @@ _KINDS: tuple[type[Optimizer], ...] = (SGD, Adam, AdamW)
 # What may differ between nets and between parameters; of "betas" each for itself.
 _KNOBS = {SGD: ("lr", "weight_decay", "momentum"), Adam: ("lr", "weight_decay", "beta1", "beta2", "eps")}
 # What no stack does, with the only value that is understood.
-_FIXED = {
+_FIXED: dict[type[Optimizer], dict[str, Any]] = {
     SGD: {"dampening": 0, "maximize": False},
     Adam: {"amsgrad": False, "maximize": False, "decoupled_weight_decay": False},
     AdamW: {"amsgrad": False, "maximize": False},
@@ -263,9 +263,9 @@ class StackedOptimizer(Optimizer):
         index = torch.tensor(rows, dtype=torch.int64, device=self.flat.device)
         sizes = [p[0].numel() * before for p in self.parameters]
         for name, flat in self.memory.items():
-            parts = [part.view(before, -1)[index] for part in flat.split(sizes)]
+            parts = [part.view(before, -1)[index] for part in torch.split(flat, sizes)]
             self.memory[name] = self._gathered(parts)
-        grads = [part.view(before, -1)[index] for part in self.grads.split(sizes)]
+        grads = [part.view(before, -1)[index] for part in torch.split(self.grads, sizes)]
         self.flat = self._gathered([p.data for p in self.parameters])
         self.recipe.groups = [self.recipe.groups[row] for row in rows]
         self._bind()

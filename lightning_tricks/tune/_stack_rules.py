@@ -58,8 +58,10 @@ class Rules:
                     f"the callback {type(callback).__name__} needs a Trainer for each model, which a stack has not. "
                     "EarlyStopping, ReduceLROnPlateau and WeightInit of this package can be used."
                 )
-        for callback in (*self.plateaus, *self.stoppings):
-            callback._reset()
+        for plateau in self.plateaus:
+            plateau._reset()
+        for stopping in self.stoppings:
+            stopping._reset()
         self._check(monitor)
         self.restores = any(stopping.restore_best for stopping in self.stoppings)
         self.message: str | None = None

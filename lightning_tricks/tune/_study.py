@@ -60,7 +60,17 @@ def open_study(
             "Choose another folder."
         )
     _check_note(study, json.loads(json.dumps(note)))
+    _check_folder(folder, study.study_name)
     return study
+
+
+def _check_folder(folder: Path, name: str) -> None:
+    """Refuse a folder with the runs of another study, whose checkpoints would be gone on from."""
+    path = folder / "study.txt"
+    if not path.exists():
+        path.write_text(name, encoding="utf-8")
+    elif (held := path.read_text(encoding="utf-8")) not in ("", name):
+        raise UserInputError(f"{folder} holds the runs of the study {held!r}, not of {name!r}. Choose another folder.")
 
 
 def _check_note(study: optuna.Study, mine: dict[str, Any]) -> None:

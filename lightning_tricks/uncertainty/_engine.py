@@ -53,6 +53,7 @@ class MCEngine:
             take another path on CPUs and differ in the last bit; with 4 the last batch of a set agrees with any other.
 
     Example:
+        >>> import torch
         >>> net = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(8, 2))
         >>> engine = MCEngine(net, samples=10, seed=0)
         >>> engine(torch.ones(4, 8)).shape
@@ -162,7 +163,7 @@ class MCEngine:
                     self._compute(hand_over, part, cut.filled(self.min_rows), wanted)
 
     def _planner(self) -> Planner:
-        planner = Planner(self.model, self._passes, self.engine)
+        planner = Planner(self.model, self._passes, self.engine, self.samples)
         if self._compiled:
             planner.notes.append("the torch.compile wrapper is taken off: the net runs eagerly")
         return planner
@@ -275,6 +276,7 @@ def mc_forward(
         UserInputError: if nothing in the net is random, if all samples are equal, or for options out of range.
 
     Example:
+        >>> import torch
         >>> net = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(8, 2))
         >>> samples = mc_forward(net, torch.ones(4, 8), samples=100, seed=0)
         >>> samples.shape, bool((samples.std(dim=0) > 0).all())

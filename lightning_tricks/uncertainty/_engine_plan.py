@@ -58,10 +58,11 @@ class Planner:
         model: in eval mode, tracked by the passes' book.
         passes: how samples are computed.
         engine: the wanted engine, or ``"auto"``.
+        total: how many samples a batch gets in the end, at once or in rounds.
     """
 
-    def __init__(self, model: nn.Module, passes: Passes, engine: Engine | str) -> None:
-        self.model, self.passes, self.engine = model, passes, engine
+    def __init__(self, model: nn.Module, passes: Passes, engine: Engine | str, total: int) -> None:
+        self.model, self.passes, self.engine, self.total = model, passes, engine, total
         self.notes: list[str] = []
 
     def plan(self, batch: Batch, samples: range) -> tuple[EngineReport, Any]:
@@ -75,12 +76,12 @@ class Planner:
         first = self.passes.one(batch, samples[0], tape)
         self._demand_sites()
         asked = batch
-        batch, first, tape, at_once = self._cut(batch, samples, first, tape)
+        batch, first, tape, at_once = self._cut(batch, samples[0], first, tape)
         if scripted := scripted_parts(self.model):
             self.notes.append(f"compiled to TorchScript, where dropout cannot be reached: {', '.join(scripted)}")
             rank_zero_warn(f"mc_forward leaves dropout off in parts {self.notes[-1]}. Keep them as Python modules.")
         tape = self._tested(tape, batch, samples[0], first)
-        for engine in self._order(batch, len(samples)):
+        for engine in self._order(batch):
             try:
                 out = self._tried(engine, batch, samples, tape, first)
             except EngineUnfitError as error:
@@ -110,29 +111,29 @@ class Planner:
             return None
         return tape
 
-    def _order(self, batch: Batch, n_samples: int) -> list[Engine]:
+    def _order(self, batch: Batch) -> list[Engine]:
         if self.engine != "auto":
             return [self.engine]  # type: ignore[list-item]  # checked when it was passed
         if not _on_cpu(batch):  # one large launch beats S small ones
             return ["vmap", "repeat", "lifted", "loop"]
-        small = self.passes.row_size * n_samples * 4 <= _CPU_ROW_BYTES
+        small = self.passes.row_size * self.total * 4 <= _CPU_ROW_BYTES
         return ["vmap", "loop"] if small else ["loop"]
 
     def _cut(
-        self, batch: Batch, samples: range, first: Any, tape: PrefixTape | None
+        self, batch: Batch, sample: int, first: Any, tape: PrefixTape | None
     ) -> tuple[Batch, Any, PrefixTape | None, int | None]:
         """Keep as many rows as may be computed at once; for fewer than all, their first sample is computed anew."""
         rows = len(batch.rows or ())
         outputs = (x.numel() // max(rows, 1) for x in first)
         self.passes.row_size = max(self.passes.row_size, *outputs, 1)
-        if not rows or self._order(batch, len(samples)) == ["loop"]:
+        if not rows or self._order(batch) == ["loop"]:
             return batch, first, tape, None
         room = _CPU_BYTES if _on_cpu(batch) else _GPU_BYTES
-        at_once = max(room // (self.passes.row_size * len(samples) * 4) // 4 * 4, 4)
+        at_once = max(room // (self.passes.row_size * self.total * 4) // 4 * 4, 4)
         if at_once >= rows:
             return batch, first, tape, at_once
         part, tape = batch.part(slice(0, at_once)), PrefixTape()
-        return part, self.passes.one(part, samples[0], tape), tape, at_once
+        return part, self.passes.one(part, sample, tape), tape, at_once
 
     def _tried(self, engine: Engine, batch: Batch, samples: range, tape: PrefixTape | None, first: Any) -> Any:
         """Compute the samples and compare two of them with the loop's."""
