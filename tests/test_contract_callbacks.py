@@ -136,7 +136,7 @@ SITUATIONS = {
     "max_steps": {"max_epochs": -1, "max_steps": 5},
     "fast_dev_run": {"fast_dev_run": 2},
 }
-NEEDS_VALIDATION = {"EarlyStopping", "ReduceLROnPlateau"}
+NEEDS_VALIDATION = {"EarlyStopping", "PruningCallback", "ReduceLROnPlateau"}
 
 
 @pytest.mark.filterwarnings("ignore:.*You defined a `validation_step` but have no")

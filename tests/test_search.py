@@ -313,8 +313,6 @@ def test_folds_are_those_of_cross_validate(tmp_path):
     alone = lt.cross_validate(lambda: make_model(0.01), data, 2, trainer=quiet, predict=False, progress=False)
     assert result.best_value == pytest.approx(alone.mean("val_loss"), rel=1e-6)
     assert result.study.best_trial.user_attrs["fold_values"] == pytest.approx(alone.scores("val_loss"), rel=1e-6)
-    with pytest.raises(UserInputError, match="cannot be combined with folds"):
-        find(folds=2, prune="asha", folder=tmp_path / "p")
 
 
 def test_gpus_are_dealt_out():

@@ -55,7 +55,7 @@ class Diagnosis(OnlyLooks, Callback):
         >>> diagnosis = lt.Diagnosis(on_finding="stop")
         >>> trainer = L.Trainer(callbacks=[diagnosis], logger=False)
         >>> diagnosis.findings  # filled by trainer.fit(...)
-        []
+        ()
 
     Reference: Zhang et al., AutoTrainer (ICSE 2021): problems count together with a symptom. Ben Braiek & Khomh,
         TheDeepChecker (2023). Rauschmayr et al., Amazon SageMaker Debugger (MLSys 2021).

@@ -26,8 +26,8 @@ def vertex(points: NDArray[np.float64], losses: NDArray[np.float64]) -> NDArray[
 
     Example:
         >>> z = np.linspace(-1, 1, 9)[:, None]
-        >>> bool(abs(vertex(z, (z[:, 0] - 0.25) ** 2)[0] - 0.25) < 0.02)
-        True
+        >>> vertex(z, (z[:, 0] - 0.25) ** 2).round(2)  # the belief draws it a little to the middle
+        array([0.21])
     """
     n, d = points.shape
     middle = np.median(losses)
