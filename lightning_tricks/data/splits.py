@@ -124,18 +124,32 @@ def k_fold(
         raise UserInputError(f"{k} folds need at least {k} groups, but got {found}. Lower k or add groups.")
     if stratify is not None:
         _check_class_sizes(stratify, k, "folds")
-    splitters: dict[tuple[bool, bool], Callable[..., Any]] = {
+    splitters: dict[tuple[bool, bool], Callable[..., Any]] = {  # stratified, grouped
         (False, False): KFold,
         (True, False): StratifiedKFold,
         (False, True): GroupKFold,
-        (True, True): StratifiedGroupKFold,
     }
-    make = splitters[stratify is not None, groups is not None]
     folds: list[Fold] = []
     for repeat in range(repeats):
-        splitter = make(n_splits=k, shuffle=True, random_state=(seed + repeat) % 2**32)
-        folds += from_sklearn(splitter, n, labels=stratify, groups=groups)
+        draw = (seed + repeat) % 2**32
+        mixed: Values | None
+        if stratify is not None and groups is not None:
+            splitter, mixed = StratifiedGroupKFold(k), _renamed(groups, draw)
+        else:
+            make = splitters[stratify is not None, groups is not None]
+            splitter, mixed = make(n_splits=k, shuffle=True, random_state=draw), groups
+        folds += from_sklearn(splitter, n, labels=stratify, groups=mixed)
     return folds
+
+
+def _renamed(groups: Values, seed: int) -> npt.NDArray[Any]:
+    """Give the groups other names at random: what shuffles them where scikit-learn's own shuffle loses the balance.
+
+    Before 1.8, ``StratifiedGroupKFold(shuffle=True)`` dealt groups out in an order that ignored their classes.
+    """
+    _, codes = np.unique(np.asarray(groups), return_inverse=True)
+    names: npt.NDArray[Any] = np.random.default_rng(seed).permutation(int(codes.max()) + 1)
+    return names[codes]
 
 
 def time_series(
@@ -298,8 +312,8 @@ def _cut(
         elif classes is None:
             kept, cut = next(GroupShuffleSplit(1, test_size=share, random_state=seed).split(rows, None, groups))
         else:  # one fold of about the right size is a stratified cut that keeps groups whole
-            folds = StratifiedGroupKFold(max(2, round(1 / share)), shuffle=True, random_state=seed)
-            kept, cut = next(folds.split(rows, classes, groups))
+            folds = StratifiedGroupKFold(max(2, round(1 / share)))
+            kept, cut = next(folds.split(rows, classes, _renamed(groups, seed)))
     except ValueError as error:
         raise UserInputError(
             f"{len(rows)} rows cannot give up a part of {share:.0%} as asked: {error} Change the fractions or add data."

@@ -1,6 +1,7 @@
 """Search methods by name, and which one to take."""
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -12,6 +13,7 @@ from lightning_tricks.tune._keyed import KeyedSampler
 from lightning_tricks.tune._space import Choice, Hyperparameter, Int, Space
 
 if TYPE_CHECKING:
+    import optuna
     from optuna.samplers import BaseSampler
 
 Method = Literal["auto", "grid", "random", "coarse_to_fine", "gp", "tpe", "coarse+gp"]
@@ -97,6 +99,14 @@ def _points(space: Mapping[str, Hyperparameter], levels: int) -> int:
     return math.prod(len(entry.values(levels)) for entry in space.values())
 
 
+def _gp(seed: int) -> "optuna.samplers.GPSampler":
+    import optuna
+
+    with warnings.catch_warnings():  # before version 5, Optuna calls it experimental
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.GPSampler(seed=seed)
+
+
 def _sampler(method: str, space: Space, trials: int, seed: int, reason: str, grace: float) -> Chosen:
     import optuna
 
@@ -104,7 +114,7 @@ def _sampler(method: str, space: Space, trials: int, seed: int, reason: str, gra
         return Chosen(method, reason, SlotRandomSampler(seed=seed, grace=grace), trials)
     if method == "tpe":
         return Chosen(method, reason, KeyedSampler(lambda key: optuna.samplers.TPESampler(seed=key), seed), trials)
-    gp = KeyedSampler(lambda key: optuna.samplers.GPSampler(seed=key), seed)
+    gp = KeyedSampler(_gp, seed)
     if method == "gp":
         return Chosen(method, reason, gp, trials)
     windows = {} if callable(space) else {n: w for n, e in space.items() if (w := getattr(e, "window", None))}
