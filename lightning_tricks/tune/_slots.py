@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,13 +57,13 @@ class SlotSampler(BaseSampler):
 
     # What a concrete sampler says.
 
+    @abstractmethod
     def _settings(self) -> dict[str, Any]:
         """Return what must be the same for all workers of a study, as plain JSON."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _value(self, study: Study, trial: FrozenTrial, slot: int, name: str, distribution: BaseDistribution) -> Any:
         """Return the value of one parameter at a slot."""
-        raise NotImplementedError
 
     def _must_wait(self, ledger: Ledger, slot: int, number: int) -> list[FrozenTrial]:
         """Return the running trials that must finish before the point of trial ``number`` at ``slot`` is known."""
