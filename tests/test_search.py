@@ -226,6 +226,8 @@ def test_killed_search_goes_on_where_it_was(method, tmp_path):
     while not (tmp_path / "flag").exists():
         time.sleep(0.02)
         assert process.is_alive()
+    # Killed while it writes, it would leave the journal's lock behind, which Optuna breaks after 30 s.
+    time.sleep(0.3)
     process.kill()
     process.join()
     (tmp_path / "epochs.txt").unlink()

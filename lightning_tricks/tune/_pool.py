@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing import connection
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal
@@ -87,6 +88,14 @@ class Run:
         """End the process."""
         self.process.kill()
         self.process.join()
+
+
+def pause(runs: Sequence[Run]) -> None:
+    """Wait until one of the trainings ends, but not for long; with none, for what others do."""
+    if runs:
+        connection.wait([run.process.sentinel for run in runs], timeout=0.02)
+    else:
+        time.sleep(0.2)
 
 
 def run_in_process(job: Job) -> None:
@@ -179,9 +188,9 @@ class Batch:
         try:
             while len(self.done) < len(self.jobs):
                 self._start()
+                pause([run for _, run in self.running.values()])
                 for place in list(self.running):
                     self._look_at(place)
-                time.sleep(0.02 if self.running else 0.2)
         finally:
             for i, run in self.running.values():
                 run.kill()

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ _PACKAGES = ("lightning-tricks", "torch", "lightning", "torchmetrics", "optuna",
 _FIRST = ("run", "status", "value", "best_epoch", "epochs", "seconds", "trial", "slot", "round")
 
 
+@cache
 def versions() -> dict[str, str]:
-    """Return the versions of what a result may depend on."""
+    """Return the versions of what a result may depend on; they are read once, for it takes longer than a short step."""
     installed = {name: [d.version for d in distributions(name=name)] for name in _PACKAGES}
     return {name: found[0] for name, found in installed.items() if found}
 

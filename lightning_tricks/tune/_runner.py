@@ -15,7 +15,7 @@ from lightning_tricks._base import UserInputError, warn_once
 from lightning_tricks.tune._alive import Pulse, Watch, beat, this_worker
 from lightning_tricks.tune._coarse_to_fine import CoarseToFineSampler
 from lightning_tricks.tune._methods import Chosen
-from lightning_tricks.tune._pool import Pool, Run
+from lightning_tricks.tune._pool import Pool, Run, pause
 from lightning_tricks.tune._records import ordered, row_of, versions, write_settings, write_table
 from lightning_tricks.tune._reports import read_progress
 from lightning_tricks.tune._slots import SlotSampler
@@ -61,10 +61,10 @@ class Runner:
         with tqdm(total=self.chosen.trials, desc="search", disable=not self.progress) as bar:
             try:
                 while self._goes_on():
+                    pause([run for _, run, _ in self.running.values()])
                     for place in list(self.running):
                         self._look_after(place)
                     self._show(bar)
-                    time.sleep(0.02 if self.running else 0.2)
             finally:
                 self._abandon()
                 self.write_runs()
