@@ -39,10 +39,25 @@ def test_importing_loads_nothing_heavy():
     assert out.stdout.strip() == "set()"
 
 
-def test_the_whole_library_does_not_import_wandb():
-    code = f"import sys, lightning_tricks as lt; [getattr(lt, n) for n in {NAMES}]; print('wandb' in sys.modules)"
+def test_wandb_is_not_imported_and_optuna_when_touched_with_its_absence_one_sentence():
+    code = f"""
+import sys
+import lightning_tricks.tune
+print("optuna" in sys.modules)
+sys.modules["optuna"] = None
+import lightning_tricks as lt
+try:
+    lt.CoarseToFineSampler
+except ImportError as error:
+    print(error)
+del sys.modules["optuna"]
+print(len([getattr(lt, name) for name in {NAMES}]), "optuna" in sys.modules, "wandb" in sys.modules)
+"""
     out = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "False"
+    before, absent, after = out.stdout.splitlines()
+    assert before == "False"
+    assert 'pip install "lightning-tricks[tune]"' in absent
+    assert after == f"{len(NAMES)} True False"
 
 
 def test_unknown_name_is_an_attribute_error():
