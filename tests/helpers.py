@@ -2,7 +2,6 @@
 
 import multiprocessing as mp
 import os
-import socket
 import time
 import traceback
 from collections.abc import Callable
@@ -44,12 +43,12 @@ def run_ranks(function: Callable[..., Any], *args: Any, world_size: int = 2, tim
     use in a test session a run costs a fraction of a second. Results must pickle (tensors travel as lists or NumPy
     arrays). A rank's exception fails the test with its traceback.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    # The ranks meet at a store that is there before them, as under torchrun: for one of rank 0 they would have to wait.
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     results = _FORKS.Queue()
     ranks = [
-        _FORKS.Process(target=_rank, args=(function, r, world_size, port, results, args)) for r in range(world_size)
+        _FORKS.Process(target=_rank, args=(function, r, world_size, store.port, results, args))
+        for r in range(world_size)
     ]
     for process in ranks:
         process.start()
@@ -88,6 +87,8 @@ def _rank(function, rank, world_size, port, results, args) -> None:
         GROUP_RANK="0",
         ROLE_RANK=str(rank),
         TORCHELASTIC_RUN_ID="test",
+        TORCHELASTIC_USE_AGENT_STORE="True",
+        TORCHELASTIC_RESTART_COUNT="0",
     )
     torch.set_num_threads(1)
     rank_zero_only.rank = rank

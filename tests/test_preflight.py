@@ -61,6 +61,16 @@ def serious(findings):
     return [str(finding) for finding in findings.values() if finding.severity != "info"]
 
 
+class Wrong(Program):
+    def __init__(self):
+        super().__init__(nn.Linear(7, 4))
+
+
+class WithoutTrainer(Program):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * self.trainer.no_such_thing
+
+
 class Tokens(nn.Module):
     def __init__(self, batch_first=True):
         super().__init__()
@@ -88,6 +98,26 @@ class Regression(Program):
 class Binary(Regression):
     def loss(self, output, y):
         return F.binary_cross_entropy_with_logits(output.squeeze(1), y)
+
+
+@pytest.mark.parametrize("budget", ["quick", "full"])
+def test_a_step_that_raises_is_an_error_that_says_what(budget):
+    finding = found(Wrong(), budget=budget)["step-fails"]
+    assert finding.severity == "error"
+    assert "mat1 and mat2 shapes cannot be multiplied (16x6 and 7x4)" in finding.what
+
+
+def test_a_step_that_only_lacks_a_running_trainer_is_a_note():
+    (finding,) = (f for f in found(WithoutTrainer()).values() if "could not run" in f.what)
+    assert finding.severity == "info"
+    assert "no_such_thing" in finding.what
+
+
+def test_a_step_that_fails_for_a_reason_that_is_known_is_not_said_twice():
+    x, y = blobs()
+    findings = found(data=loader(x, y + 1))
+    assert findings["labels-range"].severity == "error"
+    assert "step-fails" not in findings or findings["step-fails"].severity == "info"
 
 
 HEALTHY = {

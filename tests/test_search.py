@@ -2,8 +2,6 @@
 
 import csv
 import json
-import os
-import signal
 import time
 from multiprocessing import get_context
 
@@ -13,7 +11,7 @@ import torch
 import yaml
 from lightning.pytorch import Callback
 from optuna.trial import TrialState
-from search_nets import Slope, Tiny, expected, find
+from search_nets import Once, Slope, Tiny, expected, find, kill_self
 
 import lightning_tricks as lt
 from lightning_tricks._base import UserInputError
@@ -165,24 +163,6 @@ def test_more_trials_and_a_cut_off_journal_line(tmp_path):
     assert (tmp_path / "s" / "journal.cut-off").read_text() == '{"op_code": 4, "worker'
     alone = find(trials=4, folder=tmp_path / "alone")
     assert [row["lr"] for row in more.runs] == [row["lr"] for row in alone.runs]
-
-
-class Once(Callback):
-    """Do something once in the whole search, at the start of an epoch."""
-
-    def __init__(self, flag, epoch, action):
-        self.flag, self.epoch, self.action = flag, epoch, action
-
-    def on_train_epoch_start(self, trainer, pl_module):
-        with (self.flag.parent / "epochs.txt").open("a") as file:
-            file.write(f"{trainer.current_epoch}\n")
-        if trainer.current_epoch == self.epoch and not self.flag.exists():
-            self.flag.touch()
-            self.action()
-
-
-def kill_self():
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_killed_training_goes_on_from_its_last_checkpoint(tmp_path):

@@ -31,6 +31,15 @@ def test_who_joins_reads_everything_from_the_study(method, tmp_path):
     assert result.retrained == ()
 
 
+def test_who_joins_a_search_in_stacks_trains_stacks(tmp_path):
+    begun(tmp_path / "s", data=Tiny, vectorize=True)
+    result = join(tmp_path / "s", **QUIET)
+    assert len(list((tmp_path / "s" / "stacks").iterdir())) == 2
+    alone = find(data=Tiny, trials=3, folder=tmp_path / "alone")
+    assert [row["lr"] for row in result.runs] == [row["lr"] for row in alone.runs]
+    assert [float(row["value"]) for row in result.runs] == pytest.approx([float(row["value"]) for row in alone.runs])
+
+
 def test_storage_with_several_searches_needs_a_name(tmp_path):
     storage = f"sqlite:///{tmp_path / 'all.db'}"
     begun(tmp_path / "a", trials=2, data=Tiny, storage=storage)

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import optuna
 import pytest
-from search_nets import Slope, Tiny, find
+from search_nets import Once, Slope, Tiny, find, kill_self
 from wandb_file import WandbRun
 
 import lightning_tricks as lt
@@ -30,6 +30,27 @@ def test_each_trial_is_a_wandb_run_in_the_searchs_group(tmp_path):
         assert run.config["start"] == float(row["start"])
         assert run.summary["value"] == pytest.approx(float(row["value"]))
         assert run.rows("val_loss")[-1][1] == pytest.approx(float(row["value"]))
+
+
+def test_killed_training_goes_on_in_its_wandb_run(tmp_path):
+    """Although the searching process has a W&B service of its own."""
+    import wandb
+
+    wandb.setup().ensure_service()
+    result = find(
+        trials=1,
+        folder=tmp_path / "s",
+        logger={"project": "slopes", "offline": True},
+        trainer={"max_epochs": 3, "accelerator": "cpu", "log_every_n_steps": 1},
+        callbacks=lambda: [Once(tmp_path / "flag", 1, kill_self)],
+    )
+    (row,) = result.runs
+    folder = tmp_path / "s" / row["run"]
+    killed, finished = sorted((folder / "wandb").glob("offline-run-*"), key=lambda path: path.stat().st_mtime)
+    assert killed.name.rpartition("-")[2] == finished.name.rpartition("-")[2] == (folder / "wandb-id").read_text()
+    run = WandbRun(finished)
+    assert [step for step, _ in run.rows("val_loss")] == [3, 5], "the epochs after the kill, at their steps"
+    assert run.summary["status"] == "complete"
 
 
 def test_page_tells_winner_windows_and_runs(tmp_path):

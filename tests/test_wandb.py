@@ -191,7 +191,6 @@ def test_a_resumed_run_goes_on_in_the_same_run(run, tmp_path):
     wandb.finish()
     again = WandbRun(tmp_path)
     assert again.run.run_id == run.wandb.run.run_id == "the-run"
-    assert again.run.resumed or again.run.project == "test"
     assert [step for step, _ in again.rows("val_loss")] == [5 * run.trainer.num_training_batches - 1]
 
 

@@ -71,6 +71,11 @@ def check(
     return Report(findings, {**facts, "python": platform.python_version(), "model": type(model).__name__})
 
 
+_STEP_FAILS = "step-fails"
+# What a wrong shape, dtype or index raises. Others may be the doing of the trial: it has no running Trainer.
+_OF_THE_MODEL = (RuntimeError, ValueError, IndexError)
+
+
 def rules_for(probe: Probe, budget: Budget) -> dict[str, Callable[[], list[Finding]]]:
     """Return every rule that applies, ready to run, by name."""
     model, train = probe.model, probe.train
@@ -112,6 +117,7 @@ def _running_rules(probe: Probe) -> dict[str, Callable[[], list[Finding]]]:
         return probe.first
 
     return {
+        _STEP_FAILS: lambda: _step(probe),
         "labels-range": lambda: _labels_range(probe),
         "hidden parameters": lambda: of_parameters.hidden_parameters(first().outside),
         "exploding-gradient": lambda: of_parameters.gradients_kept(probe.keeps_gradients()),
@@ -141,15 +147,21 @@ def run_rules(rules: dict[str, Callable[[], list[Finding]]], *, progress: bool) 
     from tqdm import tqdm  # type: ignore[import-untyped]
 
     findings: list[Finding] = []
-    crashes: dict[str, list[str]] = {}
+    crashes: dict[str, tuple[Exception, list[str]]] = {}
     for name, rule in tqdm(rules.items(), desc="preflight", disable=not progress, leave=False):
         try:
             findings += rule()
         except Exception as error:  # noqa: PERF203 - whatever one rule does must not stop the others
-            crashes.setdefault(f"{type(error).__name__}: {error}", []).append(name)
-    for message, names in crashes.items():
-        what = f"{len(names)} rules could not run ({', '.join(names)}): {message.splitlines()[0][:200]}"
-        findings.append(Finding(names[0], "info", "preflight", what, "If training runs without this, ignore it."))
+            crashes.setdefault(f"{type(error).__name__}: {error}", (error, []))[1].append(name)
+    explained = any(finding.severity == "error" for finding in findings)
+    for message, (cause, names) in crashes.items():
+        line = message.splitlines()[0][:200]
+        if _STEP_FAILS in names and isinstance(cause, _OF_THE_MODEL) and not explained:
+            cure = "Training would end here: run one step by hand, or Trainer(fast_dev_run=True), for the traceback."
+            findings.append(Finding(_STEP_FAILS, "error", "training_step", f"a training step raises {line}", cure))
+        else:
+            what = f"{len(names)} rules could not run ({', '.join(names)}): {line}"
+            findings.append(Finding(names[0], "info", "preflight", what, "If training runs without this, ignore it."))
     return list(dict.fromkeys(findings))
 
 
@@ -157,6 +169,12 @@ def _left_out(probe: Probe) -> list[Finding]:
     why = "training samples cannot be had past the loader" if not probe.samples else "optimization is manual"
     what = f"rules that try the model out were left out, since {why}"
     return [Finding("left-out", "info", "preflight", what, "Look at the first epoch with NormMonitor instead.")]
+
+
+def _step(probe: Probe) -> list[Finding]:
+    """Run one training step, which raises what training would."""
+    _ = probe.first
+    return []
 
 
 def _labels_range(probe: Probe) -> list[Finding]:

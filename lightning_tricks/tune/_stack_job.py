@@ -5,7 +5,6 @@ import json
 import math
 import os
 import sys
-import threading
 import time
 import traceback
 import warnings
@@ -28,11 +27,11 @@ from lightning_tricks.tune._run_logger import logger_of, summarize
 from lightning_tricks.tune._stack_module import StackedModule
 from lightning_tricks.tune._trial_process import (
     Job,
-    _die_with_parent,
     _made_data,
     _reason,
     called_with,
     checkpoints,
+    depend_on_parent,
     result_file,
     write_json,
 )
@@ -74,7 +73,7 @@ def run_stack_in_process(job: StackJob) -> None:
     torch.set_num_threads(job.threads)
     if job.gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = job.gpus
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    depend_on_parent()
     job.folder.mkdir(parents=True, exist_ok=True)
     if finished_before(job) is not None:  # a search was killed before it could read it
         return

@@ -51,7 +51,7 @@ class Job:
 
 def run_job(job: Job) -> None:
     """Run a job and leave ``result.json``, whatever happens short of the process's death."""
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    depend_on_parent()
     job.folder.mkdir(parents=True, exist_ok=True)
     log = (job.folder / "log.txt").open("a", encoding="utf-8", buffering=1)
     os.dup2(log.fileno(), 1)
@@ -205,8 +205,17 @@ def _reason(error: Exception) -> str:
     return text
 
 
+def depend_on_parent() -> None:
+    """Make this process die with its parent, but share nothing with it.
+
+    A killed search must not leave trainings behind that write into the folders of the next one. A W&B service that the
+    parent has started would hold on to the run of a killed training, so that it could not go on in it.
+    """
+    os.environ.pop("WANDB_SERVICE", None)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
 def _die_with_parent() -> None:
-    """A killed search must not leave trainings behind that write into the folders of the next one."""
     parent = parent_process()
     if parent is not None:
         parent.join()
