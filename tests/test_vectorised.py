@@ -634,6 +634,16 @@ def test_a_stacked_search_finds_and_writes_what_an_ordinary_one_does(tmp_path):
     assert scores[0]["val_loss"] == pytest.approx(stacked.best_value, rel=1e-5)
 
 
+def test_the_best_are_trained_again_as_one_stack_per_seed(tmp_path):
+    again = {"trials": 2, "retrain": 2, "retrain_seeds": 2, "test": False, "trainer": {**CPU, "max_epochs": 1}}
+    stacked = find(tmp_path / "a", **again)
+    ordinary = find(tmp_path / "b", vectorize=False, **again)
+    assert len(list((tmp_path / "a" / "stacks").iterdir())) == 1 + 2
+    assert [r.run for r in stacked.retrained] == [r.run for r in ordinary.retrained]
+    for one, other in zip(stacked.retrained, ordinary.retrained, strict=True):
+        assert one.values == pytest.approx(other.values, rel=1e-4)
+
+
 def test_rounds_of_coarse_to_fine_are_stacks_of_their_own_and_points_are_the_same(tmp_path):
     found = []
     for name, workers in (("a", 1), ("b", 2)):

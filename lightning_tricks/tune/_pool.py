@@ -18,7 +18,7 @@ import torch
 from lightning_tricks._base import UserInputError, check_choice
 from lightning_tricks.tune._alive import Pulse, Watch, beat
 from lightning_tricks.tune._claim import Claim
-from lightning_tricks.tune._trial_process import Job, result_file, run_job
+from lightning_tricks.tune._trial_process import Job, result_file
 
 StartMethod = Literal["auto", "fork", "forkserver", "spawn"]
 # A run whose process was killed this often is given up: it may be what fills the memory.
@@ -103,7 +103,7 @@ def run_in_process(job: Job) -> None:
     torch.set_num_threads(job.threads)
     if job.gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = job.gpus
-    run_job(job)
+    job.run()
 
 
 def read_result(job: Job) -> dict[str, Any] | None:

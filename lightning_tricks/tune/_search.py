@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from optuna.pruners import BasePruner
     from optuna.samplers import BaseSampler
     from optuna.storages import BaseStorage
+    from optuna.trial import FrozenTrial
 
     from lightning_tricks.tune._stack_runner import StackRunner
 
@@ -167,7 +168,8 @@ def search(
     make(opened, space, chosen, pool, prune=prune is not None, progress=progress).run()
     if not ordered(opened):
         raise UserInputError(f"all trials failed; the reasons are in {folder / 'runs.csv'}.")
-    retrained, tested = _again(opened, pool, min(retrain, len(ordered(opened))), retrain_seeds, test=test)
+    best = ordered(opened)[:retrain]
+    retrained, tested = _again(best, pool, retrain_seeds, test=test, stacked=bool(vectorize))
     result = _result(opened, folder, chosen.name, chosen.reason, retrained, tested)
     if report:
         _write_report(result)
@@ -198,12 +200,11 @@ def _stack_runner(vectorize: bool | int, prune: Any, space: Space, job: Job) -> 
 
 
 def _again(
-    study: Any, pool: Pool, best: int, seeds: int, *, test: bool
+    chosen: "Sequence[FrozenTrial]", pool: Pool, seeds: int, *, test: bool, stacked: bool
 ) -> tuple[tuple[Retrained, ...], dict[str, tuple[float, float]]]:
     """Train the best settings again with other seeds; test the one with the best mean."""
     from lightning_tricks.tune._study import RUN
 
-    chosen = ordered(study)[:best]
     jobs = {
         (t.number, i): replace(
             pool.job,
@@ -215,7 +216,7 @@ def _again(
         for t in chosen
         for i in range(seeds)
     }
-    results = dict(zip(jobs, pool.results(list(jobs.values())), strict=True))
+    results = _in_stacks(jobs, pool) if stacked else dict(zip(jobs, pool.results(list(jobs.values())), strict=True))
     table = []
     for trial in chosen:
         values = tuple(r["value"] for (n, _), r in results.items() if n == trial.number and r["status"] != "failed")
@@ -232,6 +233,22 @@ def _again(
         if key[0] == table[0][0] and results[key]["status"] != "failed"
     ]
     return tuple(r for _, r in table), _tested(pool.results(winners))
+
+
+def _in_stacks(jobs: Mapping[tuple[int, int], Job], pool: Pool) -> dict[tuple[int, int], dict[str, Any]]:
+    """Return the results of trainings by trial and seed; those of one seed share their batches, and so a stack."""
+    from lightning_tricks.tune._stack_job import results_of, stack_of
+
+    stacks: dict[int, list[tuple[int, int]]] = {}
+    for key in jobs:
+        stacks.setdefault(key[1], []).append(key)
+    shared = [replace(pool.job, seed=jobs[keys[0]].seed, folds=None) for keys in stacks.values()]
+    parts = [[jobs[key] for key in keys] for keys in stacks.values()]
+    found = pool.results([stack_of(part, job) for part, job in zip(parts, shared, strict=True)])
+    results: dict[tuple[int, int], dict[str, Any]] = {}
+    for keys, result in zip(stacks.values(), found, strict=True):
+        results |= zip(keys, results_of(result, len(keys)), strict=True)
+    return results
 
 
 def _tested(results: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:

@@ -22,7 +22,7 @@ from lightning_tricks._base import UserInputError, derive_seed, isolated_rng, rn
 from lightning_tricks.callbacks import ExactResume
 from lightning_tricks.data._datamodule import SplitDataModule
 from lightning_tricks.tune._fit_stacked import StackedRun, fit_stacked
-from lightning_tricks.tune._pool import Run, finished_before
+from lightning_tricks.tune._pool import finished_before
 from lightning_tricks.tune._run_logger import logger_of, summarize
 from lightning_tricks.tune._stack_module import StackedModule
 from lightning_tricks.tune._trial_process import (
@@ -50,6 +50,10 @@ class StackJob(Job):
 
     trials: tuple[Job, ...] = ()
 
+    def run(self) -> None:
+        """Train the stack, in a process of its own."""
+        run_stack(self)
+
 
 def stack_of(trials: Sequence[Job], shared: Job) -> StackJob:
     """Return the job of a stack, in a folder whose name tells its trials: the same ones go on where they were."""
@@ -59,20 +63,16 @@ def stack_of(trials: Sequence[Job], shared: Job) -> StackJob:
     return StackJob(**fields, trials=tuple(trials))
 
 
-class StackRun(Run):
-    """A stack's process."""
+def results_of(result: dict[str, Any], count: int) -> list[dict[str, Any]]:
+    """Return the results of a stack's trials; its own failure is that of all."""
+    if result["status"] == "complete":
+        found: list[dict[str, Any]] = result["results"]
+        return found
+    return [dict(result) for _ in range(count)]
 
-    def _start(self) -> None:
-        self.starts += 1
-        self.process = self._context.Process(target=run_stack_in_process, args=(self.job,))  # type: ignore[attr-defined]
-        self.process.start()
 
-
-def run_stack_in_process(job: StackJob) -> None:
-    """Run a stack in a process of its own and leave ``result.json``, whatever happens short of the process's death."""
-    torch.set_num_threads(job.threads)
-    if job.gpus is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = job.gpus
+def run_stack(job: StackJob) -> None:
+    """Run a stack and leave ``result.json``, whatever happens short of the process's death."""
     depend_on_parent()
     job.folder.mkdir(parents=True, exist_ok=True)
     if finished_before(job) is not None:  # a search was killed before it could read it

@@ -13,11 +13,11 @@ from optuna.trial import Trial, TrialState
 
 from lightning_tricks._base import UserInputError, warn_once
 from lightning_tricks.tune._coarse_to_fine import CoarseToFineSampler
-from lightning_tricks.tune._pool import with_share
+from lightning_tricks.tune._pool import Run
 from lightning_tricks.tune._records import ordered
 from lightning_tricks.tune._runner import _FAILURES_IN_A_ROW, Runner, _give_back
 from lightning_tricks.tune._slots import SlotSampler
-from lightning_tricks.tune._stack_job import StackRun, stack_of
+from lightning_tricks.tune._stack_job import results_of, stack_of
 from lightning_tricks.tune._study import counted
 from lightning_tricks.tune._trial_process import Job
 
@@ -39,7 +39,7 @@ class StackRunner(Runner):
         super().__init__(*args, **options)
         self.most = most
         self.asked: list[tuple[Trial, Job]] = []
-        self.stacks: list[StackRun] = []
+        self.stacks: list[Run] = []
         self._said: list[dict[str, Any]] = []
 
     def run(self) -> None:
@@ -86,10 +86,7 @@ class StackRunner(Runner):
     def _train(self, bar: Any) -> None:
         """Train what was asked for, in one stack per worker, and tell the results in order."""
         parts = _dealt([job for _, job in self.asked], self.pool.workers)
-        self.stacks = [
-            StackRun(with_share(stack_of(part, self.pool.job), place, self.pool.workers), self.pool.context)
-            for place, part in enumerate(parts)
-        ]
+        self.stacks = [self.pool.run(stack_of(part, self.pool.job), place) for place, part in enumerate(parts)]
         results: dict[int, dict[str, Any]] = {}
         while len(results) < len(self.stacks):
             for i, stack in enumerate(self.stacks):
@@ -100,7 +97,7 @@ class StackRunner(Runner):
         told = [
             {**each, "stack": stack.job.folder.name}
             for i, stack in enumerate(self.stacks)
-            for each in _each(results[i], len(parts[i]))
+            for each in results_of(results[i], len(parts[i]))
         ]
         self.stacks = []
         self._tell_all(told)
@@ -155,15 +152,7 @@ def _dealt(jobs: list[Job], parts: int) -> list[list[Job]]:
     return [jobs[a:b] for a, b in pairwise(cuts)]
 
 
-def _each(result: dict[str, Any], count: int) -> list[dict[str, Any]]:
-    """Return the results of a stack's trials; its own failure is that of all."""
-    if result["status"] == "complete":
-        found: list[dict[str, Any]] = result["results"]
-        return found
-    return [dict(result) for _ in range(count)]
-
-
-def _note(stack: StackRun) -> dict[str, Any] | None:
+def _note(stack: Run) -> dict[str, Any] | None:
     path = stack.job.folder / "progress.json"
     try:
         note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

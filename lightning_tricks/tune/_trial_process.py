@@ -48,6 +48,10 @@ class Job:
     folds: int | None = None
     prune: bool = False
 
+    def run(self) -> None:
+        """Do it, in a process of its own."""
+        run_job(self)
+
 
 def run_job(job: Job) -> None:
     """Run a job and leave ``result.json``, whatever happens short of the process's death."""
