@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_tricks._base import UserInputError
-from lightning_tricks.callbacks._improvement import Improvement, combined
+from lightning_tricks.callbacks._improvement import Improvement, Verdict, combined
 
-FEW = settings(max_examples=40, deadline=None)
+MANY = settings(max_examples=200, deadline=None)
 # Few distinct values, so that ties and returns to the best are common.
 TIED = st.sampled_from([-2.0, -1.0, -0.5, 0.0, 0.25, 0.5, 1.0, 1.5])
 REAL = st.floats(-1e3, 1e3)
@@ -42,7 +42,7 @@ def our_reductions(curve, *, mode, patience, threshold, threshold_mode, cooldown
     return rates
 
 
-@FEW
+@MANY
 @given(
     curve=CURVE,
     mode=MODE,
@@ -67,19 +67,18 @@ def slow_history(curve, *, mode, patience, margin, relative, start_from, nan):
         if nan == "ignore":
             seen = [value for value in seen if math.isfinite(value)]
         seen = seen[start_from:]
-        reference, last_gain = None, 0
+        reference, last_gain, improved = None, 0, False
         for check, value in enumerate(seen, start=1):
-            if not math.isfinite(value):
-                continue
             margin_now = 0 if reference is None else margin * (abs(reference) if relative else 1)
-            if reference is None or sign * value < sign * reference - margin_now:
+            improved = math.isfinite(value) and (reference is None or sign * value < sign * reference - margin_now)
+            if improved:
                 reference, last_gain = value, check
         finite = [sign * value for value in seen if math.isfinite(value)]
-        answers.append((sign * min(finite) if finite else None, len(seen) - last_gain >= patience))
+        answers.append((sign * min(finite) if finite else None, improved, len(seen) - last_gain >= patience))
     return answers
 
 
-@FEW
+@MANY
 @given(
     curve=st.lists(TIED | st.sampled_from([math.nan, math.inf, -math.inf]), max_size=20),
     mode=MODE,
@@ -97,12 +96,15 @@ def test_agrees_with_a_slow_obvious_version(curve, mode, patience, margin, relat
         curve, mode=mode, patience=patience, margin=margin, relative=relative, start_from=start_from, nan=nan
     )
     assert rule.best == (expected[-1][0] if expected else None)
-    for verdict, (_, exhausted) in zip(verdicts, expected, strict=True):
+    for value, verdict, (_, improved, exhausted) in zip(curve, verdicts, expected, strict=True):
+        assert verdict.finite == math.isfinite(value)
         if verdict.counted:
-            assert verdict.exhausted == exhausted
+            assert (verdict.improved, verdict.exhausted) == (improved, exhausted)
+        else:
+            assert verdict == Verdict(finite=verdict.finite)
 
 
-@FEW
+@MANY
 @given(curve=NASTY, cut=st.integers(0, 30), smooth=st.sampled_from([None, "ema", "median"]), mode=MODE)
 def test_state_continues_where_it_was(curve, cut, smooth, mode):
     options = {"mode": mode, "patience": 2, "margin": 0.1, "smooth": smooth, "window": 3}
@@ -115,7 +117,7 @@ def test_state_continues_where_it_was(curve, cut, smooth, mode):
     assert after.state_dict() == whole.state_dict()
 
 
-@FEW
+@MANY
 @given(curve=NASTY, mode=MODE, margin=st.floats(0, 2), kind=st.sampled_from(["absolute", "relative"]))
 def test_best_is_the_true_best_whatever_the_margin(curve, mode, margin, kind):
     rule = Improvement(mode=mode, patience=1, margin=margin, margin_kind=kind)
@@ -179,6 +181,17 @@ def test_ema_and_median_do_not_mind_one_spike():
         average = 0.5 * value + 0.5 * average
     assert ema._recent == [average]
     assert raw.best == middle.best == ema.best == 0.5
+
+
+def test_five_values_are_smoothed_if_nothing_else_is_said():
+    rule = Improvement(mode="min", patience=9, smooth="median")
+    for value in (9.0, 8.0, 1.0, 2.0, 3.0, 4.0, 5.0):
+        rule.update(value)
+    assert rule._recent == [1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+def test_nothing_is_waited_for_before_the_first_value():
+    assert Improvement(mode="min", patience=1).wait == 0
 
 
 @pytest.mark.parametrize(
