@@ -403,13 +403,13 @@ def pretend_to_be_elsewhere(study, trial):
 
 
 def test_worker_of_another_machine_is_dead_when_its_pulse_stops(tmp_path, alone):
-    lost_sampler = CoarseToFineSampler(32, seed=0, grace=0.4)
+    lost_sampler = CoarseToFineSampler(32, seed=0, grace=1.0)
     lost_study = study_of(lost_sampler, journal(tmp_path / "j"))
     lost = lost_study.ask()
     pretend_to_be_elsewhere(lost_study, lost)
     with ThreadPoolExecutor(1) as pool:
-        survivor = pool.submit(work, tmp_path / "j", 32, grace=0.4)
-        time.sleep(1.5)
+        survivor = pool.submit(work, tmp_path / "j", 32, grace=1.0)
+        time.sleep(1.8)
         assert not survivor.done(), "a living pulse was taken for dead"
         lost_sampler._pulse.stop(lost._trial_id)
         survivor.result(60)
