@@ -152,6 +152,9 @@ def test_a_checkpoint_that_skips_a_validation_is_told(tmp_path):
         fit(Scripted(lambda m: 1.0), [lt.ExactResume(), saver], train=dots(16), **options)
     other = ModelCheckpoint(tmp_path / "other", every_n_train_steps=3, save_top_k=-1)
     fit(Scripted(lambda m: 1.0), [lt.ExactResume(), other], train=dots(16), **{**options, "max_epochs": 1})
+    rare = ModelCheckpoint(tmp_path / "rare", every_n_train_steps=2, save_top_k=-1)
+    options |= {"max_epochs": 1, "check_val_every_n_epoch": 2}
+    fit(Scripted(lambda m: 1.0), [lt.ExactResume(), rare], train=dots(16), **options)
 
 
 @warnings_off

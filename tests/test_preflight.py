@@ -309,6 +309,19 @@ def test_callback_warns_reports_and_writes_a_page(tmp_path):
     assert "output-activation" in (tmp_path / "preflight.html").read_text()
 
 
+def test_callback_looks_at_the_first_of_several_loaders():
+    data = loader()
+    preflight, model = Preflight(), Program()
+    model.validation_step = lambda batch, batch_idx, dataloader_idx=0: None
+    with pytest.warns(UserWarning, match="Preflight: error split-overlap in val_dataloader"):
+        quiet_trainer(max_steps=1, callbacks=[preflight], num_sanity_val_steps=0).fit(
+            model, data, [loader(shuffle=False), loader(X + 100, Y)]
+        )
+    preflight = Preflight()
+    quiet_trainer(max_steps=1, callbacks=[preflight]).fit(Program(), data, [])
+    assert "split-overlap" not in {finding.rule for finding in preflight.report}
+
+
 def test_callback_can_stop_a_broken_run_before_its_first_step():
     model = changed(loss=lambda s, o, y: F.cross_entropy(o.softmax(1), y))
     before = copy.deepcopy(model.state_dict())

@@ -5,7 +5,21 @@ import copy
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule
-from test_preflight import Binary, Program, Regression, Tokens, X, Y, blobs, changed, found, loader, serious, tokens, weights
+from test_preflight import (
+    Binary,
+    Program,
+    Regression,
+    Tokens,
+    X,
+    Y,
+    blobs,
+    changed,
+    found,
+    loader,
+    serious,
+    tokens,
+    weights,
+)
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler, TensorDataset
@@ -351,7 +365,7 @@ def test_whole_batches_that_cannot_be_cut_are_left_to_the_loader():
 
     batches = DataLoader(Batches(), sampler=BatchSampler(SequentialSampler(X), 16, drop_last=False), batch_size=None)
     finding = found(FromDict(), batches)["left-out"]
-    assert finding.what == "rules that try the model out were left out, since training samples cannot be had past the loader"
+    assert finding.what.endswith("were left out, since training samples cannot be had past the loader")
 
 
 def test_a_loader_in_a_list_is_found():
