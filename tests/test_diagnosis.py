@@ -3,6 +3,7 @@
 import math
 import re
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ class Program(LightningModule):
 
 def fit(module=None, diagnosis=None, *, train=None, val=None, seed=1, **options):
     torch.manual_seed(seed)
-    module = module or Program()
+    module = Program() if module is None else module
     diagnosis = diagnosis or Diagnosis(thresholds=QUICK)
     trainer = quiet_trainer(**{"callbacks": [diagnosis], "max_epochs": 8, **options})
     with warnings.catch_warnings(record=True) as said:
@@ -174,10 +175,8 @@ def test_steps_without_a_loss_are_left_out():
             self.manual_backward(super().training_step(batch, batch_idx))
             optimizer.step()
 
-    with pytest.warns(UserWarning, match="`training_step` returned `None`"):
-        quiet_trainer(callbacks=[diagnosis := Diagnosis(thresholds=QUICK)], max_epochs=2).fit(Skipping(), data())
-    assert diagnosis._curve.steps == 10
-    assert fit(ByHand(), max_epochs=2)[0]._curve.steps == 10
+    for kind in (Skipping, ByHand):
+        assert fit(kind(), max_epochs=2)[0]._curve.steps == 10
 
 
 def test_a_compiled_module_is_judged_by_its_losses_and_gradients():
@@ -299,13 +298,22 @@ def test_a_report_that_fails_hides_neither_the_findings_nor_the_crash(monkeypatc
     assert diagnosis.said == ["Diagnosis could not finish its report: ValueError: no <font>"]
 
 
+def test_only_the_first_process_writes_about_a_crash(tmp_path):
+    diagnosis = Diagnosis(report=tmp_path / "page.html")
+    diagnosis._path = tmp_path / "page.html"
+    second = SimpleNamespace(state=SimpleNamespace(fn="fit"), is_global_zero=False)
+    diagnosis.on_exception(second, Program(), RuntimeError("at once"))
+    assert diagnosis._path is None, "the run is over for it"
+    assert not (tmp_path / "page.html").exists()
+
+
 def test_what_comes_after_the_fit_is_not_judged():
     diagnosis, trainer, module = fit(Program(lr=0.0), val=data(64, seed=1))
-    before = str(diagnosis.state_dict())
-    trainer.validate(module, data(64, seed=1), verbose=False)
+    before, later = str(diagnosis.state_dict()), DataLoader(data(64, seed=1).dataset, 32)
+    trainer.validate(module, later, verbose=False)
     module.validation_step = lambda batch, batch_idx: (_ for _ in ()).throw(RuntimeError("later"))
     with pytest.raises(RuntimeError, match="later"):
-        trainer.validate(module, data(64, seed=1), verbose=False)
+        trainer.validate(module, later, verbose=False)
     assert str(diagnosis.state_dict()) == before
     assert "not-learning" in rules(diagnosis)
 

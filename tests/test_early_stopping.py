@@ -386,7 +386,8 @@ def test_each_of_several_metrics_counts_only_when_it_comes():
 
     stopping = lt.EarlyStopping(["val_loss", "other"], mode="min", patience=3, require="all", strict=False)
     module = Rare(lambda m: 1.0)
-    fit(module, [stopping], train=dots(), val=dots(), max_epochs=20)
+    with pytest.warns(UserWarning, match="EarlyStopping monitors 'val_loss', but that metric was not logged"):
+        fit(module, [stopping], train=dots(), val=dots(), max_epochs=20)
     # 'other' misses from the second epoch on; 'val_loss' comes in epochs 2, 4, 6 and 8, and misses three times
     assert module.epochs_trained == 8
     assert [stopping.rules[name].checks for name in ("val_loss", "other")] == [4, 8]
@@ -396,7 +397,7 @@ def test_a_run_that_min_epochs_holds_remembers_when_it_was_to_stop():
     stopping, module = lt.EarlyStopping("val_loss", patience=1), Scripted(CURVE)
     fit(module, [stopping], train=dots(), val=dots(), min_epochs=6, max_epochs=8)
     assert (module.epochs_trained, stopping.stopped_epoch) == (6, 3)
-    assert stopping.message.startswith("val_loss has not improved for 1 checks.")
+    assert stopping.message.startswith("val_loss has not improved for 3 checks.")
 
 
 def test_verbose_says_each_new_best(caplog):

@@ -134,7 +134,7 @@ def test_watching_finds_the_first_broken_gradient_without_looking():
     assert recorder.watched == {"0": 3, "1": 2}
     assert first_nonfinite(block, {}, {}) is None
     found = first_nonfinite(block, recorder.watched, {"0": 0, "1": 1})
-    assert (found["step"], found["quantity"]) == (2, "gradient")
+    assert found == {"step": 2, "layer": "1", "quantity": "gradient"}
 
 
 def test_a_gradient_that_began_in_a_layer_names_it():

@@ -491,7 +491,7 @@ def test_a_batch_of_more_steps_than_the_ring_holds(monkeypatch):
             optimizer = self.optimizers()
             for _ in range(7):
                 optimizer.zero_grad()
-                self.manual_backward(super(Many, self).training_step(batch, batch_idx))
+                self.manual_backward(super().training_step(batch, batch_idx))
                 optimizer.step()
 
     _, whole, _ = fit(Many())
@@ -501,7 +501,45 @@ def test_a_batch_of_more_steps_than_the_ring_holds(monkeypatch):
     assert records(parts) == records(whole)
 
 
-def test_a_step_without_gradients_and_an_optimizer_of_ones_own_are_no_trouble():
+def test_weights_that_break_in_a_step_without_gradients_are_named():
+    class Own(Module):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            self.net[2].weight.data[0, 0] = math.nan
+            self.optimizers().step()
+
+    with pytest.warns(UserWarning, match="NormMonitor saw the first weight.*in optimizer step 0.*layer 'net.2'"):
+        _, monitor, _ = fit(Own())
+    assert monitor.first_nonfinite == {"step": 0, "layer": "net.2", "quantity": "weight"}
+
+
+def test_an_update_that_fails_leaves_what_was_measured_before_it():
+    class Failing(torch.optim.SGD):
+        def step(self, closure=None):
+            closure()
+            raise RuntimeError("disk full")
+
+    module, monitor = Module(optimizer=lambda parameters: Failing(parameters, lr=0.1)), NormMonitor(every_n_steps=1)
+    with pytest.raises(RuntimeError, match="disk full"):
+        fit(module, monitor)
+    table = monitor.table()
+    assert table["step"] == [0] * len(table["layer"])
+    assert table["weight_norm"][0] == pytest.approx(norm(module.parameters()))
+    assert table["skipped"][0]
+
+
+def test_an_optimizer_that_came_later_is_not_measured():
+    class Swapped(Module):
+        def on_train_epoch_start(self):
+            if self.current_epoch == 1:
+                self.trainer.strategy.optimizers = [torch.optim.SGD(self.parameters(), lr=0.1)]
+
+    _, monitor, _ = fit(Swapped(), max_epochs=2)
+    assert sorted(set(monitor.table()["step"])) == list(range(STEPS))
+
+
+def test_a_step_without_gradients_is_no_trouble():
     class Own(Module):
         automatic_optimization = False
 

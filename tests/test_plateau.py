@@ -362,9 +362,7 @@ def test_a_stopped_run_stays_stopped_when_resumed(tmp_path, caplog):
     assert run().epochs_trained == 2
     again = run(ckpt=tmp_path / "epoch=1.ckpt")
     assert not hasattr(again, "epochs_trained")
-    assert (
-        "ReduceLROnPlateau: the resumed run had already stopped and stays so. val_loss is on a plateau" in caplog.text
-    )
+    assert "the resumed run had already stopped and stays so. val_loss is on a plateau again" in caplog.text
 
 
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended", "ignore:Checkpoint directory")

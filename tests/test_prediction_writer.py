@@ -229,7 +229,7 @@ def of(answer):
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (lambda batch: None, "a dict of tensors .*, but predict_step returned a NoneType"),
+        (lambda batch: [1.0, 2.0], "a dict of tensors .*, but predict_step returned a list"),
         (lambda batch: {"a": batch, "b": batch[1:]}, r"one entry per row, but their lengths are .*'a': 4, 'b': 3"),
         (lambda batch: {"a": batch, "index": batch[:2, 0].long()}, r"each of the 4 rows, but has shape \(2,\)"),
         (lambda batch: {"a": torch.zeros(len(batch), 20_000)}, "CSV would need 20001 columns. Write to .parquet or"),
@@ -256,6 +256,7 @@ def test_the_order_of_the_columns_in_a_batch_does_not_matter(tmp_path):
     assert read(tmp_path / "out.npz")["b"].tolist() == [float(i) ** 2 for i in range(10)]
 
 
+@pytest.mark.filterwarnings("ignore:Couldn't infer the batch indices")
 def test_a_stream_must_tell_the_places_of_its_rows(tmp_path):
     class Stream(IterableDataset):
         def __iter__(self):

@@ -311,11 +311,11 @@ def test_callback_warns_reports_and_writes_a_page(tmp_path):
 
 def test_callback_looks_at_the_first_of_several_loaders():
     data = loader()
-    preflight, model = Preflight(), Program()
-    model.validation_step = lambda batch, batch_idx, dataloader_idx=0: None
+    preflight = Preflight()
+    model = changed(validation_step=lambda self, batch, batch_idx, dataloader_idx=0: None)
     with pytest.warns(UserWarning, match="Preflight: error split-overlap in val_dataloader"):
         quiet_trainer(max_steps=1, callbacks=[preflight], num_sanity_val_steps=0).fit(
-            model, data, [loader(shuffle=False), loader(X + 100, Y)]
+            model, data, [loader(shuffle=False), loader(X + 100, Y, shuffle=False)]
         )
     preflight = Preflight()
     quiet_trainer(max_steps=1, callbacks=[preflight]).fit(Program(), data, [])
