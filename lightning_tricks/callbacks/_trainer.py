@@ -19,7 +19,7 @@ def resumes(callback: Callback, trainer: Trainer, checkpoint: dict[str, Any]) ->
     """
     if trainer.state.fn == TrainerFn.FITTING:
         return True
-    checkpoint["callbacks"].pop(callback.state_key, None)
+    checkpoint.get("callbacks", {}).pop(callback.state_key, None)
     return False
 
 
