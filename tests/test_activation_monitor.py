@@ -18,6 +18,7 @@ from lightning_tricks import ActivationMonitor
 from lightning_tricks._base import UserInputError
 from lightning_tricks.callbacks._activation_monitor import _CALLS
 from lightning_tricks.callbacks._activation_stats import DEAD, MEAN, SATURATED, STD, ZEROS, activation_stats, watchable
+from lightning_tricks.plots import new_figure
 
 
 class Module(LightningModule):
@@ -280,7 +281,8 @@ def test_second_fit_starts_fresh_and_resume_does_not(tmp_path):
     assert str(rows(resumed)[:8]) == str(rows(monitor)[:8]), "what was seen before the interruption"
 
 
-def test_pictures_every_n_epochs_without_a_table(tmp_path):
+def test_pictures_every_n_epochs_without_a_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(ActivationMonitor, "plot", lambda self: new_figure()[0])  # drawn quickly
     monitor = ActivationMonitor(every_n_steps=1, plot_every_n_epochs=2, worst=0)
     net = nn.Sequential(nn.Linear(4, 2))
     fit(net, monitor, max_epochs=3, logger=CSVLogger(tmp_path, name="", version=""))

@@ -180,7 +180,7 @@ def test_steps_without_a_loss_are_left_out():
 
 
 def test_a_compiled_module_is_judged_by_its_losses_and_gradients():
-    diagnosis, _, _ = fit(torch.compile(Program(lr=0.0), backend="eager"))
+    diagnosis, _, _ = fit(torch.compile(Program(lr=0.0), backend="eager"), max_epochs=5)
     assert rules(diagnosis)["not-learning"].step == 50
     assert diagnosis._norms.table()["step"]
     assert not diagnosis._activations.table()["step"]
@@ -286,15 +286,17 @@ def test_a_report_that_fails_hides_neither_the_findings_nor_the_crash(monkeypatc
         raise ValueError("no <font>")
 
     monkeypatch.setattr(plots, "training_curve", broken)
+    for monitor in (_diagnosis.QuietNorms, _diagnosis.QuietActivations):
+        monkeypatch.setattr(monitor, "plot", lambda *args: plots.new_figure()[0])  # drawn quickly
     with pytest.raises(RuntimeError, match="out of paper"):
-        fit(Crashing(RuntimeError("out of paper"), at=30), Diagnosis(report=tmp_path / "page.html"))
+        fit(Crashing(RuntimeError("out of paper"), at=3), Diagnosis(report=tmp_path / "page.html"))
     page = (tmp_path / "page.html").read_text()
     assert "This picture could not be drawn: ValueError: no &lt;font&gt;" in page
     assert "The run crashed: RuntimeError: out of paper" in page
     monkeypatch.setattr(_diagnosis, "write_report", broken)
     diagnosis = Diagnosis(report=tmp_path / "page.html")
     with pytest.raises(RuntimeError, match="out of paper"):
-        fit(Crashing(RuntimeError("out of paper"), at=30), diagnosis)
+        fit(Crashing(RuntimeError("out of paper"), at=3), diagnosis)
     assert diagnosis.said == ["Diagnosis could not finish its report: ValueError: no <font>"]
 
 

@@ -6,19 +6,16 @@ import math
 import pytest
 import torch
 import torchvision
-from helpers import run_ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
-from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn import functional as F
 
 from lightning_tricks import MLP, init_weights
 from lightning_tricks._base import UserInputError
 from lightning_tricks.init import RULES, kaiming_gain, signal_deviations, tanh_gain, untouched_modules
 from lightning_tricks.init._rules import fans_of
-from lightning_tricks.init._signal import _std
 
 
 def seeded(seed=0):
@@ -390,16 +387,6 @@ def test_a_signal_that_no_gradient_comes_back_to_is_told_as_nan():
         found = signal_deviations(model, (x,))
         assert [name for name, deviation in found.items() if not math.isnan(deviation.gradient)] == known
         assert found["0"].output == pytest.approx(float(model[0](x).detach().std(correction=0)))
-
-
-def _deviation_of_a_sharded_output(rank):
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-    mesh = torch.distributed.init_device_mesh("cpu", (2,))
-    return _std(distribute_tensor(torch.arange(6.0), mesh, [Shard(0)]))
-
-
-def test_the_deviation_of_a_sharded_output_is_that_of_the_whole():
-    assert run_ranks(_deviation_of_a_sharded_output) == [pytest.approx(math.sqrt(35 / 12))] * 2
 
 
 # --- draws ---------------------------------------------------------------------------------------------------------

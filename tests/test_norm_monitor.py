@@ -20,6 +20,7 @@ from lightning_tricks import NormMonitor
 from lightning_tricks._base import UserInputError
 from lightning_tricks.callbacks import _norm_monitor
 from lightning_tricks.callbacks._norm_measure import local_part, squared_norms
+from lightning_tricks.plots import new_figure
 
 LAYERS = ["net.0", "net.2", "net.4"]
 STEPS = 4
@@ -667,7 +668,8 @@ def test_pictures_every_n_epochs_and_at_the_end(tmp_path):
 
 
 @pytest.mark.parametrize(("pictures", "worst"), [(0, 3), (1, 0)])
-def test_pictures_and_tables_can_be_left_out(tmp_path, pictures, worst):
+def test_pictures_and_tables_can_be_left_out(tmp_path, monkeypatch, pictures, worst):
+    monkeypatch.setattr(NormMonitor, "plot", lambda self, kind: new_figure()[0])  # drawn quickly
     monitor = NormMonitor(every_n_steps=1, plot_every_n_epochs=pictures, worst=worst)
     fit(monitor=monitor, logger=CSVLogger(tmp_path))
     assert bool(list(tmp_path.rglob("norms_gradients*.png"))) == bool(pictures)

@@ -12,10 +12,12 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_tricks import MLP, WeightInit, init_weights
 from lightning_tricks._base import UserInputError, derive_seed
+from lightning_tricks.init._signal import _std
 
 
 class Net(LightningModule):
@@ -101,6 +103,16 @@ def _sharded(rank):
 def test_sharded_meta_parameters_hold_what_one_process_holds():
     for values in run_ranks(_sharded):
         assert_equal(values, expected())
+
+
+def _deviation_of_a_sharded_output(rank):
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    mesh = torch.distributed.init_device_mesh("cpu", (2,))
+    return _std(distribute_tensor(torch.arange(6.0), mesh, [Shard(0)]))
+
+
+def test_the_deviation_of_a_sharded_output_is_that_of_the_whole():
+    assert run_ranks(_deviation_of_a_sharded_output) == [pytest.approx((35 / 12) ** 0.5)] * 2
 
 
 def test_a_resumed_run_ends_where_the_uninterrupted_one_ends():
