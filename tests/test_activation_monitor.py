@@ -16,7 +16,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_tricks import ActivationMonitor
 from lightning_tricks._base import UserInputError
+from lightning_tricks.callbacks._activation_monitor import _CALLS
 from lightning_tricks.callbacks._activation_stats import DEAD, MEAN, SATURATED, STD, ZEROS, activation_stats, watchable
+from lightning_tricks.plots import new_figure
 
 
 class Module(LightningModule):
@@ -277,6 +279,57 @@ def test_second_fit_starts_fresh_and_resume_does_not(tmp_path):
     run(resumed, ckpt_path=path, weights_only=True)
     assert [row["step"] for row in rows(resumed, "net.relu")] == list(range(6))
     assert str(rows(resumed)[:8]) == str(rows(monitor)[:8]), "what was seen before the interruption"
+
+
+def test_pictures_every_n_epochs_without_a_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(ActivationMonitor, "plot", lambda self: new_figure()[0])  # drawn quickly
+    monitor = ActivationMonitor(every_n_steps=1, plot_every_n_epochs=2, worst=0)
+    net = nn.Sequential(nn.Linear(4, 2))
+    fit(net, monitor, max_epochs=3, logger=CSVLogger(tmp_path, name="", version=""))
+    assert sorted(path.stem[-6:] for path in (tmp_path / "figures").iterdir()) == ["000012", "000018"]
+    assert not (tmp_path / "tables").exists()
+
+
+def test_outputs_that_hold_no_numbers_and_parts_in_evaluation_mode_are_left_out():
+    class Classes(nn.Module):
+        def forward(self, x):
+            return x.argmax(1)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.frozen = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.classes, self.table = Classes(), nn.Embedding(4, 3)
+
+        def forward(self, x):
+            return self.table(self.classes(self.frozen.eval()(self.first(x))))
+
+    monitor, _ = fit(Net(), max_steps=1)
+    assert [row["layer"] for row in rows(monitor)] == ["net.first", "net.table"]
+
+
+def test_a_layer_that_is_called_very_often_has_a_few_rows():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = nn.Linear(4, 4)
+
+        def forward(self, x):
+            for _ in range(2 * _CALLS):
+                x = self.cell(x)
+            return x
+
+    monitor, _ = fit(Recurrent(), max_steps=1)
+    assert [row["layer"] for row in rows(monitor)] == [
+        "net.cell",
+        *(f"net.cell#{call}" for call in range(2, _CALLS + 1)),
+    ]
+
+
+def test_parts_that_are_compiled_in_place_are_left_out():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    net[0].compile(backend="eager")
+    assert [name for name, _ in watchable(net)] == ["1"]
 
 
 def test_plot_has_layers_in_forward_order():

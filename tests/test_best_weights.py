@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 import lightning_tricks as lt
 from lightning_tricks._base import UserInputError
+from lightning_tricks.callbacks._best_weights import copy_optimizers, copy_tensors, put_back, put_back_optimizers
 
 warnings_off = pytest.mark.filterwarnings("ignore::UserWarning")
 CURVE = [3.0, 2.0, 1.0, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0, 2.1]
@@ -185,6 +187,18 @@ def test_a_checkpoint_of_lightnings_class_is_not_misread(tmp_path):
         resume(tmp_path, [theirs], [lt.EarlyStopping("val_loss", patience=5)], first=2, epoch=1)
 
 
+@warnings_off
+def test_what_the_checkpoint_does_not_hold_is_looked_for_anew(tmp_path):
+    """The first run kept no weights; a metric that is new has no history."""
+    bare = lt.EarlyStopping("val_loss", patience=9, restore_best=False)
+    keeping = lt.EarlyStopping(["val_loss", "lr"], mode="min", patience=9, strict=False)
+    module, _ = resume(tmp_path, [bare], [keeping], first=5, then=7, epoch=4)
+    assert (keeping.best_epoch, keeping.best_score.item()) == (5, pytest.approx(1.7))
+    assert [rule.checks for rule in keeping.rules.values()] == [7, 0]
+    saved = torch.load(tmp_path / "again-epoch=5.ckpt", weights_only=True)["state_dict"]
+    assert_same(tensors(module), saved)
+
+
 # --- On disk ------------------------------------------------------------------------------------------------------
 
 
@@ -261,3 +275,45 @@ def test_keeping_and_restoring_draw_no_random_number():
     assert torch.equal(state, torch.get_rng_state())
     assert module.training
     assert not module.net.training
+
+
+def test_memory_with_lists_in_it_comes_back():
+    """L-BFGS keeps lists of tensors, numbers and None."""
+
+    def optimized():
+        torch.manual_seed(0)
+        net = torch.nn.Linear(3, 1)
+        return net, torch.optim.LBFGS(net.parameters(), lr=0.1, max_iter=2, history_size=3)
+
+    def steps(net, optimizer, count):
+        def closure():
+            optimizer.zero_grad()
+            loss = (net(torch.eye(3)) - 1).square().sum()
+            loss.backward()
+            return loss
+
+        for _ in range(count):
+            optimizer.step(closure)
+
+    net, optimizer = optimized()
+    steps(net, optimizer, 3)
+    best, memory = copy_tensors(net, "cpu"), copy_optimizers(SimpleNamespace(optimizers=[optimizer]))
+    steps(net, optimizer, 2)
+    expected = tensors(net)
+    steps(net, optimizer, 3)
+    put_back(net, best)
+    put_back_optimizers(SimpleNamespace(optimizers=[optimizer]), memory)
+    steps(net, optimizer, 2)
+    assert_same(tensors(net), expected)
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_layers_without_a_shape_are_left_out_and_those_that_came_later_stay():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LazyLinear(2))
+    saved = copy_tensors(net, "cpu")
+    assert set(saved) == {"0.weight", "0.bias"}
+    net(torch.ones(1, 2))
+    later = tensors(net)
+    torch.nn.init.zeros_(net[0].weight)
+    put_back(net, saved)
+    assert_same(tensors(net), later)

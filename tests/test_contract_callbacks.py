@@ -208,6 +208,17 @@ def test_resume_is_exact_and_the_checkpoint_holds_plain_data(name, tmp_path):
     assert equal_state(resumed, whole)
 
 
+@pytest.mark.parametrize("name", [name for name in MAKE if MAKE[name]().state_dict()])
+def test_looking_at_another_checkpoint_leaves_what_the_fit_found(name, tmp_path):
+    trainer, _ = fit([MAKE[name]()], max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    callback = MAKE[name]()
+    trainer, module = fit([callback], max_epochs=2)
+    found = str(callback.state_dict())
+    trainer.validate(module, loader(1), ckpt_path=tmp_path / "half.ckpt", verbose=False)
+    assert str(callback.state_dict()) == found
+
+
 def fit_on_rank(rank, name):
     trainer, module = fit([MAKE[name]()], strategy="ddp", devices=2)
     return trainer.global_step, [p.detach().numpy().tolist() for p in module.parameters()]

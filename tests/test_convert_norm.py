@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_tricks import convert_norm
 from lightning_tricks._base import UserInputError
+from lightning_tricks.nets._convert_norm import CpuSyncBatchNorm
 
 
 def net(seed=0):
@@ -110,6 +111,24 @@ def test_two_synchronised_processes_are_one_with_the_whole_batch():
         assert (first[key] == second[key]).all()
     unsynchronised, _ = run_ranks(_on_rank, False)
     assert abs(unsynchronised["net.1.running_var"] - alone.net[1].running_var.numpy()).max() > 1e-3
+
+
+def _bare_on_rank(rank):
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    norm = convert_norm(nn.BatchNorm1d(3, affine=False, track_running_stats=False), "sync")
+    assert isinstance(norm, CpuSyncBatchNorm)
+    return norm(torch.arange(12.0).view(4, 3).square()[2 * rank : 2 * rank + 2]).tolist()
+
+
+def test_synchronised_norms_without_weights_and_statistics():
+    whole = nn.BatchNorm1d(3, affine=False)(torch.arange(12.0).view(4, 3).square())
+    torch.testing.assert_close(torch.tensor(run_ranks(_bare_on_rank)).view(4, 3), whole)
+
+
+def test_synchronised_and_frozen_norms_say_what_they_are():
+    with pytest.raises(UserInputError, match=r"at least 2 dimensions \(batch, channels\), but got 1"):
+        CpuSyncBatchNorm(3)(torch.zeros(3))
+    assert str(convert_norm(nn.BatchNorm1d(3), "frozen")) == "FrozenBatchNorm(3, eps=1e-05)"
 
 
 @pytest.mark.parametrize(

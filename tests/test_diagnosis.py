@@ -3,18 +3,21 @@
 import math
 import re
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import quiet_trainer, run_ranks
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_tricks import Diagnosis, NormMonitor
+from lightning_tricks import Diagnosis, NormMonitor, plots
 from lightning_tricks._base import UserInputError
+from lightning_tricks.callbacks import _diagnosis
 from lightning_tricks.callbacks._diagnosis_losses import noise_ratio
 from lightning_tricks.diagnosis import Thresholds
 
@@ -51,13 +54,15 @@ class Program(LightningModule):
 
 def fit(module=None, diagnosis=None, *, train=None, val=None, seed=1, **options):
     torch.manual_seed(seed)
-    module = module or Program()
+    module = Program() if module is None else module
     diagnosis = diagnosis or Diagnosis(thresholds=QUICK)
     trainer = quiet_trainer(**{"callbacks": [diagnosis], "max_epochs": 8, **options})
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        trainer.fit(module, train or data(), val)
-    diagnosis.said = [str(w.message) for w in said if str(w.message).startswith("Diagnosis")]
+        try:
+            trainer.fit(module, train or data(), val)
+        finally:
+            diagnosis.said = [str(w.message) for w in said if str(w.message).startswith("Diagnosis")]
     return diagnosis, trainer, module
 
 
@@ -154,6 +159,42 @@ def test_manual_optimization_is_watched_too():
     assert rules(fit(Manual(lr=0.0))[0])["not-learning"].severity == "error"
 
 
+def test_steps_without_a_loss_are_left_out():
+    class Skipping(Program):
+        def training_step(self, batch, batch_idx):
+            return None if batch_idx % 2 else super().training_step(batch, batch_idx)
+
+    class ByHand(Program):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            if batch_idx % 2:
+                return
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(super().training_step(batch, batch_idx))
+            optimizer.step()
+
+    for kind in (Skipping, ByHand):
+        assert fit(kind(), max_epochs=2)[0]._curve.steps == 10
+
+
+def test_a_compiled_module_is_judged_by_its_losses_and_gradients():
+    diagnosis, _, _ = fit(torch.compile(Program(lr=0.0), backend="eager"), max_epochs=5)
+    assert rules(diagnosis)["not-learning"].step == 50
+    assert diagnosis._norms.table()["step"]
+    assert not diagnosis._activations.table()["step"]
+
+
+def test_where_gradients_cannot_be_seen_losses_and_activations_are_judged(monkeypatch, tmp_path):
+    monkeypatch.setattr(_diagnosis, "FSDPStrategy", SingleDeviceStrategy)
+    logger = CSVLogger(tmp_path, name="run", version=0)
+    diagnosis, _, _ = fit(Program(dead(), lr=1e-3), logger=logger)
+    assert diagnosis.said[0].startswith("Diagnosis cannot see gradients under SingleDeviceStrategy, so it goes by")
+    assert rules(diagnosis)["dead-units"].where == "net.3"
+    assert (tmp_path / "run" / "version_0" / "report.html").read_text().count("<img") == 2, "loss and activations"
+
+
 # What to do about a finding
 
 
@@ -238,6 +279,45 @@ def test_a_crash_leaves_a_page_with_what_was_seen(tmp_path):
     assert "in training_step" in page
     assert page.count("<img") == 5
     assert diagnosis._curve.steps == 30
+
+
+def test_a_report_that_fails_hides_neither_the_findings_nor_the_crash(monkeypatch, tmp_path):
+    def broken(*args, **options):
+        raise ValueError("no <font>")
+
+    monkeypatch.setattr(plots, "training_curve", broken)
+    for monitor in (_diagnosis.QuietNorms, _diagnosis.QuietActivations):
+        monkeypatch.setattr(monitor, "plot", lambda *args: plots.new_figure()[0])  # drawn quickly
+    with pytest.raises(RuntimeError, match="out of paper"):
+        fit(Crashing(RuntimeError("out of paper"), at=3), Diagnosis(report=tmp_path / "page.html"))
+    page = (tmp_path / "page.html").read_text()
+    assert "This picture could not be drawn: ValueError: no &lt;font&gt;" in page
+    assert "The run crashed: RuntimeError: out of paper" in page
+    monkeypatch.setattr(_diagnosis, "write_report", broken)
+    diagnosis = Diagnosis(report=tmp_path / "page.html")
+    with pytest.raises(RuntimeError, match="out of paper"):
+        fit(Crashing(RuntimeError("out of paper"), at=3), diagnosis)
+    assert diagnosis.said == ["Diagnosis could not finish its report: ValueError: no <font>"]
+
+
+def test_only_the_first_process_writes_about_a_crash(tmp_path):
+    diagnosis = Diagnosis(report=tmp_path / "page.html")
+    diagnosis._path = tmp_path / "page.html"
+    second = SimpleNamespace(state=SimpleNamespace(fn="fit"), is_global_zero=False)
+    diagnosis.on_exception(second, Program(), RuntimeError("at once"))
+    assert diagnosis._path is None, "the run is over for it"
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_what_comes_after_the_fit_is_not_judged():
+    diagnosis, trainer, module = fit(Program(lr=0.0), val=data(64, seed=1))
+    before, later = str(diagnosis.state_dict()), DataLoader(data(64, seed=1).dataset, 32)
+    trainer.validate(module, later, verbose=False)
+    module.validation_step = lambda batch, batch_idx: (_ for _ in ()).throw(RuntimeError("later"))
+    with pytest.raises(RuntimeError, match="later"):
+        trainer.validate(module, later, verbose=False)
+    assert str(diagnosis.state_dict()) == before
+    assert "not-learning" in rules(diagnosis)
 
 
 def test_a_crash_in_the_first_step_and_an_interruption_leave_pages_beside_each_other(tmp_path):

@@ -190,6 +190,37 @@ def test_a_checkpoint_written_because_of_the_exception_holds_the_last_weights(tm
     assert not all(torch.equal(value, collect.after[2][name]) for name, value in saved.items())
 
 
+def test_an_exception_outlives_best_weights_that_are_gone(tmp_path):
+    class Lost(Interrupt):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            for file in tmp_path.iterdir() if trainer.current_epoch == self.epoch else ():
+                file.unlink()
+            super().on_train_batch_start(trainer, module, batch, batch_idx)
+
+    stopping = lt.EarlyStopping("val_loss", patience=9, keep="disk", dirpath=str(tmp_path))
+    boom = Lost(RuntimeError("boom"), epoch=4)
+    with (
+        pytest.warns(UserWarning, match="EarlyStopping could not put the best weights back: .*No such file"),
+        pytest.raises(RuntimeError, match="boom"),
+    ):
+        fit(Scripted(CURVE), [boom, stopping], train=dots(), val=dots())
+    assert "the module keeps its last weights; the best was epoch 2" in stopping.message
+
+
+def test_an_exception_outside_of_a_fit_is_no_end_of_training():
+    stopping, module = lt.EarlyStopping("val_loss", patience=9), Scripted(CURVE)
+    trainer = fit(module, [stopping], train=dots(), val=dots(), max_epochs=5)
+    said = stopping.message
+    boom = Interrupt(RuntimeError("boom"), epoch=5)
+    boom.on_validation_batch_start = lambda trainer, module, batch, batch_idx, dataloader_idx=0: (_ for _ in ()).throw(
+        boom.error
+    )
+    trainer.callbacks.append(boom)
+    with pytest.raises(RuntimeError, match="boom"):
+        trainer.validate(module, dots(), verbose=False)
+    assert stopping.message == said
+
+
 def test_non_persistent_and_growing_buffers_come_back():
     class Buffers(Scripted):
         def __init__(self):
@@ -343,6 +374,36 @@ def test_several_metrics(monitors, require, epochs, best):
     fit(module, [stopping], train=dots(), val=dots(), max_epochs=7, num_sanity_val_steps=0)
     assert (module.epochs_trained, stopping.best_epoch) == (epochs, best)
     assert f"({require} of {', '.join(monitors)})" in stopping.message
+
+
+def test_each_of_several_metrics_counts_only_when_it_comes():
+    class Rare(Scripted):
+        def on_validation_epoch_end(self):
+            if not self.trainer.sanity_checking:
+                self.log("other", torch.tensor(1.0))
+                if self.current_epoch % 2:
+                    super().on_validation_epoch_end()
+
+    stopping = lt.EarlyStopping(["val_loss", "other"], mode="min", patience=3, require="all", strict=False)
+    module = Rare(lambda m: 1.0)
+    with pytest.warns(UserWarning, match="EarlyStopping monitors 'val_loss', but that metric was not logged"):
+        fit(module, [stopping], train=dots(), val=dots(), max_epochs=20)
+    # 'other' misses from the second epoch on; 'val_loss' comes in epochs 2, 4, 6 and 8, and misses three times
+    assert module.epochs_trained == 8
+    assert [stopping.rules[name].checks for name in ("val_loss", "other")] == [4, 8]
+
+
+def test_a_run_that_min_epochs_holds_remembers_when_it_was_to_stop():
+    stopping, module = lt.EarlyStopping("val_loss", patience=1), Scripted(CURVE)
+    fit(module, [stopping], train=dots(), val=dots(), min_epochs=6, max_epochs=8)
+    assert (module.epochs_trained, stopping.stopped_epoch) == (6, 3)
+    assert stopping.message.startswith("val_loss has not improved for 3 checks.")
+
+
+def test_verbose_says_each_new_best(caplog):
+    script_fit([3.0, 2.0, 2.5, 1.25], lt.EarlyStopping("val_loss", patience=5, verbose=True), max_epochs=4)
+    said = [line.split(": ", 1)[1] for line in caplog.messages if "best so far" in line]
+    assert said == [f"val_loss = {value} is the best so far." for value in ("3", "2", "1.25")]
 
 
 def test_metrics_of_training_need_no_validation_loop():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from fault_scenarios import fit
-from helpers import run_ranks
+from helpers import quiet_trainer, run_ranks
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from stopping_models import Noisy, Scripted, assert_same, dots, noise, tensors
@@ -152,6 +152,9 @@ def test_a_checkpoint_that_skips_a_validation_is_told(tmp_path):
         fit(Scripted(lambda m: 1.0), [lt.ExactResume(), saver], train=dots(16), **options)
     other = ModelCheckpoint(tmp_path / "other", every_n_train_steps=3, save_top_k=-1)
     fit(Scripted(lambda m: 1.0), [lt.ExactResume(), other], train=dots(16), **{**options, "max_epochs": 1})
+    rare = ModelCheckpoint(tmp_path / "rare", every_n_train_steps=2, save_top_k=-1)
+    options |= {"max_epochs": 1, "check_val_every_n_epoch": 2}
+    fit(Scripted(lambda m: 1.0), [lt.ExactResume(), rare], train=dots(16), **options)
 
 
 @warnings_off
@@ -206,6 +209,13 @@ def test_a_checkpoint_without_streams_is_told(tmp_path):
     with pytest.warns(UserWarning, match="written without ExactResume, so the resumed run is not exactly the same"):
         fit(Scripted(lambda m: 1.0), [lt.ExactResume(), copy(saver)], max_epochs=2, enable_checkpointing=True,
             ckpt=tmp_path / "plain.ckpt")  # fmt: skip
+
+
+def test_a_validation_of_a_checkpoint_without_streams_is_no_resume(tmp_path):
+    saver = ModelCheckpoint(tmp_path, filename="plain")
+    fit(Scripted(lambda m: 1.0), [saver], max_epochs=1, enable_checkpointing=True)
+    trainer = quiet_trainer(callbacks=[lt.ExactResume(), copy(saver)], enable_checkpointing=True)
+    trainer.validate(Scripted(lambda m: 1.0), dots(), ckpt_path=tmp_path / "plain.ckpt", verbose=False)
 
 
 class PerRank(Noisy):

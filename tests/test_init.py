@@ -59,6 +59,11 @@ def test_kaiming_uses_slope_and_mode(mode, fan, slope):
     assert float(weight.detach().var()) == pytest.approx(2 / (1 + slope**2) / fan, rel=0.03)
 
 
+def test_rules_that_leave_nothing_to_chance():
+    assert (RULES["constant"](torch.empty(3, 2), value=0.5) == 0.5).all()
+    assert (RULES["trunc_normal"](torch.ones(3, 2), std=0.0) == 0).all()
+
+
 def test_truncated_normal_is_cut_at_two_deviations_and_keeps_its_std():
     weight = RULES["trunc_normal"](torch.empty(300, 300), std=0.02, generator=seeded()).double()
     assert float(weight.std()) == pytest.approx(0.02, rel=0.01)
@@ -169,6 +174,7 @@ def test_auto_without_example_or_graph_says_that_it_guessed():
         (nn.ReLU(), "kaiming_normal", math.sqrt(2 / 400)),
         (nn.LeakyReLU(0.5), "kaiming_normal", math.sqrt(2 / 1.25 / 400)),
         (nn.PReLU(), "kaiming_normal", math.sqrt(2 / 1.0625 / 400)),
+        (nn.RReLU(), "kaiming_normal", math.sqrt(2 / (1 + (11 / 48) ** 2) / 400)),
         (nn.GELU(), "kaiming_normal", 1.5335 / 20),
         (nn.SiLU(), "kaiming_normal", 1.6768 / 20),
         (nn.Tanh(), "xavier_normal", 5 / 3 * math.sqrt(2 / 1000)),
@@ -189,6 +195,38 @@ def test_auto_rule_by_activation(activation, rule, std, way):
     report = init_weights(model, example=torch.randn(2, 400) if way == "example" else None, generator=seeded())
     assert report.rows[0].rule == rule
     assert report.rows[0].std == pytest.approx(std, rel=0.01)
+
+
+class Joints(nn.Module):
+    """A sum of two layers, a branch that ends in an activation, a layer used twice, a table of positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.slope, self.squash, self.random, self.last = (nn.Linear(4, 4) for _ in range(6))
+        self.positions = nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        x = F.prelu(self.left(x) + self.right(x), torch.full((1,), 0.25))
+        x = x + F.gelu(self.slope(x))
+        x = torch.tanh(F.layer_norm(self.squash(x.view(x.size(0), -1) + self.positions), (4,)))
+        return self.last(F.rrelu(self.random(self.random(x))))
+
+
+@pytest.mark.parametrize("example", [None, torch.randn(2, 4)])
+def test_functional_activations_and_joints_are_followed(example):
+    model = Joints()
+    report = init_weights(model, example=example)
+    assert ("with the example" if example is not None else "symbolic graph") in report.source
+    assert {row.parameter: row.why for row in report.matched if "weight" in row.parameter} == {
+        "left.weight": "prelu follows, gain 1.372",
+        "right.weight": "prelu follows, gain 1.372",
+        "slope.weight": "gelu follows, gain 1.534",
+        "squash.weight": "tanh follows, gain 1.667 (0 in a row)",
+        "random.weight": "no activation before the next layer",
+        "last.weight": "linear head",
+    }
+    with pytest.raises(UserInputError, match="needs residual branches that end in a layer or a norm, but none was"):
+        init_weights(model, residual="zero", example=example)
 
 
 def test_recurrent_layers_embeddings_and_attention():
@@ -325,6 +363,32 @@ def test_lsuv_gives_every_layer_unit_variance_on_the_batch():
     torch.testing.assert_close(gram / gram[0, 0], torch.eye(64), atol=1e-4, rtol=0)
 
 
+def test_lsuv_leaves_an_output_without_variance_and_scales_a_shared_layer_once():
+    silent = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    init_weights(silent, "lsuv", example=torch.zeros(3, 4))
+    for layer in (silent[0], silent[2]):
+        torch.testing.assert_close(layer.weight @ layer.weight.T, torch.eye(4), atol=1e-5, rtol=0)
+    layer, x = nn.Linear(8, 8), torch.randn(16, 8, generator=seeded())
+    shared = nn.Sequential(layer, nn.Tanh(), layer)
+    report = init_weights(shared, "lsuv", example=x)
+    assert float(layer(x).detach().std(correction=0)) == pytest.approx(1, rel=1e-4), "where it is used first"
+    assert [s.layer for s in report.signals] == ["0"]
+    assert report.signals[0].output_after == pytest.approx(1, rel=1e-4)
+
+
+def test_a_signal_that_no_gradient_comes_back_to_is_told_as_nan():
+    class Sorted(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x).argsort(1)
+
+    x = torch.randn(5, 4, generator=seeded())
+    half = nn.Sequential(nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 4))
+    for model, known in ((half, ["1"]), (Sorted(nn.Linear(4, 4), nn.Linear(4, 4)), [])):
+        found = signal_deviations(model, (x,))
+        assert [name for name, deviation in found.items() if not math.isnan(deviation.gradient)] == known
+        assert found["0"].output == pytest.approx(float(model[0](x).detach().std(correction=0)))
+
+
 # --- draws ---------------------------------------------------------------------------------------------------------
 
 
@@ -371,6 +435,23 @@ def test_match_and_skip():
     assert torch.equal(model.layers[4].weight, before["layers.4.weight"])
 
 
+def test_what_has_no_rule_is_left_alone_and_listed():
+    model = MLP(4, 2)
+    model.index = nn.Parameter(torch.arange(3), requires_grad=False)
+    model.wave = nn.Linear(2, 2, bias=False, dtype=torch.complex64)
+    before = model.wave.weight.detach().clone()
+    report = init_weights(model, bias=None)
+    why = {row.parameter: row.why for row in report.left_alone}
+    assert why.pop("index") == "holds torch.int64"
+    assert why.pop("wave.weight") == "holds torch.complex64"
+    assert set(why.values()) == {"biases are left alone, as asked"}
+    assert torch.equal(model.wave.weight, before)
+    (wave,) = (row for row in report.rows if row.parameter == "wave.weight")
+    assert wave.std == pytest.approx(float((before - before.mean()).abs().square().mean().sqrt()))
+    assert "signal" not in str(report)
+    assert "output std" not in str(report), "there was no example"
+
+
 @pytest.mark.filterwarnings("ignore:Lazy modules")
 def test_lazy_and_parametrised_layers_are_left_alone_and_listed():
     parametrised = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
@@ -412,6 +493,7 @@ def test_compiled_and_lower_precision_models():
         (lambda: init_weights(MLP(4, 2), class_counts=[1, 0]), "every entry of class_counts"),
         (lambda: init_weights(MLP(4, 2), class_counts=[1]), "at least 2"),
         (lambda: init_weights(MLP(), "normal", std=-1), r"std must be in \[0"),
+        (lambda: RULES["xavier_normal"](torch.empty(3)), r"at least 2 dimensions .*, but got the shape \(3,\)"),
     ],
 )
 def test_bad_input_gets_a_sentence(make, message):
@@ -472,6 +554,15 @@ def test_loading_the_very_same_kind_of_values_shows_in_what_is_too_small_to_tell
     assert untouched_modules(model) == {""}
     model.load_state_dict(FRESH[name]().state_dict())
     assert not untouched_modules(model)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_what_holds_nothing_or_no_numbers_is_told_apart():
+    assert untouched_modules(nn.Sequential(nn.Linear(30, 40), nn.Linear(40, 0))) == {"0", "1"}, "no output, no trace"
+    assert untouched_modules(nn.Linear(30, 40, device="meta")) == set(), "it has no values yet"
+    broken = nn.Embedding(30, 20)
+    broken.weight.data[3, 4] = torch.nan
+    assert untouched_modules(broken) == set()
 
 
 def test_small_layers_follow_the_rest_of_the_model():

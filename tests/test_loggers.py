@@ -127,6 +127,40 @@ def test_what_is_no_picture_is_said_and_a_flat_or_broken_one_is_black(tmp_path):
     assert broken[::32, ::32].tolist() == [[0, 0], [128, 255]]
 
 
+class Remote(Logger):
+    """Writes to no folder."""
+
+    name, version, save_dir = "remote", "0", None
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def log_metrics(self, metrics, step=None):
+        self.seen.append((step, metrics))
+
+    def log_hyperparams(self, params, *args, **kwargs): ...
+
+
+def test_a_logger_without_a_folder_gets_the_numbers_and_no_files(tmp_path):
+    logger = Remote()
+    trainer = quiet_trainer(logger=logger)
+    write_everything(trainer)
+    log_summary(trainer, {"best": 1.5})
+    page = tmp_path / "report.html"
+    page.write_text("<p>all well</p>")
+    log_artifact(trainer, page, kind="report")
+    assert logger.seen == [(7, {"norm/total": 2.5})]
+    assert list(tmp_path.iterdir()) == [page]
+
+
+def test_a_picture_loads_no_pyplot(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
+    log_figure(quiet_trainer(logger=CSVLogger(tmp_path, name="", version="")), "curve", new_figure()[0])
+    assert (tmp_path / "figures/curve-step000000.png").exists()
+    assert "matplotlib.pyplot" not in sys.modules
+
+
 class Broken(Logger):
     name, version, save_dir = "broken", "0", "unused"
 

@@ -8,7 +8,7 @@ import torch
 from helpers import quiet_trainer, run_ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -17,6 +17,7 @@ from torchmetrics import MeanSquaredError
 from lightning_tricks import LRFinder, WeightInit, lr_find
 from lightning_tricks._base import UserInputError
 from lightning_tricks.callbacks import suggest_lr
+from lightning_tricks.callbacks._lr_finder import _generators
 
 
 class Net(LightningModule):
@@ -155,6 +156,73 @@ def _on_rank(rank):
     finder, model = LRFinder(steps=20), Net()
     quiet_trainer(callbacks=[finder], strategy="ddp", devices=2).fit(model, data())
     return finder.result.rates, finder.result.losses, model.lr
+
+
+@pytest.mark.parametrize("kind", ["sequence", "plateau"])
+def test_every_kind_of_scheduler_counts_from_the_new_rate(kind):
+    class Scheduled(Net):
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=self.lr)
+            if kind == "plateau":
+                scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=0, threshold=9e9)
+                return [optimizer], [{"scheduler": scheduler, "monitor": "train_loss"}]
+            parts = [torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma) for gamma in (0.5, 0.1)]
+            return [optimizer], [torch.optim.lr_scheduler.SequentialLR(optimizer, parts, milestones=[2])]
+
+    def rates(lr, callbacks):
+        seen = []
+
+        class Look(Callback):
+            def on_train_epoch_end(self, trainer, pl_module):
+                seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+        quiet_trainer(max_epochs=4, callbacks=[*callbacks, Look()]).fit(Scheduled(lr), data())
+        return seen
+
+    finder = LRFinder("minimum", steps=20)
+    found = rates(1e-3, [finder])
+    assert found == pytest.approx(rates(finder.result.suggestion, []))
+    assert found[-1] < finder.result.suggestion
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN")
+def test_a_test_without_a_suggestion_is_said_and_changes_no_rate():
+    model, finder = Net(), LRFinder(steps=20)
+    model.net[4].weight.data.fill_(torch.nan)
+    with pytest.warns(UserWarning, match=r"ended too early to suggest a rate; raise steps= or lower min_lr="):
+        quiet_trainer(callbacks=[finder], logger=CSVLogger(".")).fit(model, data())
+    assert set(finder.result.suggestions.values()) == {None}
+    assert model.lr == 1e-3
+
+
+def test_a_dry_run_finds_nothing_even_if_asked():
+    class Asked(LRFinder):
+        def on_fit_start(self, trainer, pl_module):
+            self.lr_find(trainer, pl_module)
+
+    finder, model = Asked(steps=20), Net()
+    with pytest.warns(UserWarning, match="Skipping learning rate finder"):
+        quiet_trainer(fast_dev_run=True, callbacks=[finder]).fit(model, data())
+    assert (finder.result, model.lr) == (None, 1e-3)
+
+
+def test_a_model_without_an_attribute_for_the_rate_keeps_its_own():
+    class Nameless(Net):
+        def configure_optimizers(self):
+            del self.lr
+            return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+    finder, model = LRFinder("minimum", steps=20), Nameless()
+    trainer = quiet_trainer(callbacks=[finder])
+    trainer.fit(model, data())
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(finder.result.suggestion)
+    assert not hasattr(model, "lr")
+
+
+def test_streams_of_combined_loaders_are_found():
+    own, other = data(), data()
+    plain = DataLoader([1, 2])
+    assert _generators({"a": own, "b": [plain, other]}) == [own.generator] * 2 + [other.generator] * 2
 
 
 def test_two_ranks_agree():

@@ -67,6 +67,17 @@ def test_build_net_gives_every_family_a_dropout_head(name):
     assert seen[0] is seen[1], "what the dropout gives is what the head takes"
 
 
+def test_a_new_first_convolution_ends_the_renormalisation_of_three_channels():
+    net = build_net("googlenet", 2, in_channels=1, transform_input=True, init_weights=False).eval()
+    assert net(torch.rand(1, 1, 32, 32)).shape == (1, 2)
+
+
+def test_convnet_without_norms_has_biases():
+    net = ConvNet(channels=(4, 8), norm="none")
+    assert [type(m).__name__ for m in net.features] == ["Conv2d", "ReLU", "MaxPool2d"] * 2
+    assert all(m.bias is not None for m in net.features if isinstance(m, nn.Conv2d))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

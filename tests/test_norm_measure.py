@@ -13,12 +13,14 @@ from lightning_tricks.callbacks._forward_order import first_uses, in_forward_ord
 from lightning_tricks.callbacks._norm_history import is_clipped
 from lightning_tricks.callbacks._norm_layers import layers_of, members_of
 from lightning_tricks.callbacks._norm_measure import count_nonfinite, squared_norms
+from lightning_tricks.callbacks._norm_nonfinite import first_nonfinite, nonfinite_message
 from lightning_tricks.callbacks._norm_recorder import NormRecorder
 
 LAYOUTS = {
     "flat": lambda x: x,
     "transposed": lambda x: x.view(2, -1).t(),
     "strided": lambda x: x[::2],
+    "channels_last picture": lambda x: x.view(1, 2, -1, 1).to(memory_format=torch.channels_last),
     "channels_last": lambda x: x.view(2, 1, 1, -1).to(memory_format=torch.channels_last),
 }
 
@@ -62,6 +64,7 @@ def test_nonfinite_values_are_counted():
     ]
     counts = count_nonfinite(tensors, squared_norms(tensors))
     assert counts.tolist() == [2, 0, 1, 0]
+    assert squared_norms([]).shape == (0,)
     elsewhere = squared_norms(tensors).to("meta")  # stands for a device whose values must not be waited for
     assert count_nonfinite(tensors, elsewhere).shape == (4,)
 
@@ -124,6 +127,16 @@ def test_watching_finds_the_first_broken_gradient_without_looking():
         if bad is not None:
             net[bad].weight.grad[0, 0] = math.nan
         recorder.watch(step, [0, 1, 2, 3])
+    net.zero_grad(set_to_none=True)
+    recorder.watch(5, [0, 1, 2, 3])  # a step in which nothing has a gradient
     recorder.close(recorder.begin(5, 0, [0, 1, 2, 3], None))
-    recorder.drain()
+    block = recorder.drain()
     assert recorder.watched == {"0": 3, "1": 2}
+    assert first_nonfinite(block, {}, {}) is None
+    found = first_nonfinite(block, recorder.watched, {"0": 0, "1": 1})
+    assert found == {"step": 2, "layer": "1", "quantity": "gradient"}
+
+
+def test_a_gradient_that_began_in_a_layer_names_it():
+    message = nonfinite_message(7, "net.2", "gradient")
+    assert "it began in layer 'net.2': look for a division or a root of zero in it or right after it" in message

@@ -18,7 +18,9 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_tricks import NormMonitor
 from lightning_tricks._base import UserInputError
+from lightning_tricks.callbacks import _norm_monitor
 from lightning_tricks.callbacks._norm_measure import local_part, squared_norms
+from lightning_tricks.plots import new_figure
 
 LAYERS = ["net.0", "net.2", "net.4"]
 STEPS = 4
@@ -167,7 +169,7 @@ def test_sharded_parameters():
 
 def placing_rank(rank):
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
     torch.distributed.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (2,))
@@ -178,6 +180,9 @@ def placing_rank(rank):
         part, weight = local_part(tensor, 2)
         total[i] = squared_norms([part])[0] * weight
     torch.distributed.all_reduce(total)
+    halves = DTensor.from_local(full / 2, mesh, [Partial()])  # what the ranks hold is still to be added up
+    part, weight = local_part(halves, 2)
+    assert (weight, part.tolist()) == (0.5, full.tolist())
     return total.tolist()
 
 
@@ -460,6 +465,99 @@ def test_without_watching_the_next_measured_step_has_it():
     assert monitor.first_nonfinite["step"] == 7
 
 
+@pytest.mark.parametrize("updates", [True, False])
+def test_the_step_that_breaks_is_measured_with_clipping_too(updates):
+    monitor = NormMonitor(every_n_steps=100, updates=updates)
+    with pytest.warns(UserWarning, match="in optimizer step 5.*already the gradient of the loss was"):
+        fit(Breaking("loss"), monitor, max_epochs=2, gradient_clip_val=0.5)
+    table = monitor.table()
+    assert sorted(set(table["step"])) == [0, 1, 3, 5, 7]
+    total = {
+        step: (clipped, update)
+        for step, layer, clipped, update in zip(
+            table["step"], table["layer"], table["clipped_gradient_norm"], table["update_norm"], strict=True
+        )
+        if layer == "(total)"
+    }
+    assert math.isnan(total[5][0]), "that step was measured before the clipping"
+    assert total[3][0] == pytest.approx(0.5, rel=1e-3)
+    assert math.isnan(total[3][1]) != updates
+
+
+def test_a_batch_of_more_steps_than_the_ring_holds(monkeypatch):
+    class Many(Module):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+            for _ in range(7):
+                optimizer.zero_grad()
+                self.manual_backward(super().training_step(batch, batch_idx))
+                optimizer.step()
+
+    _, whole, _ = fit(Many())
+    monkeypatch.setattr(_norm_monitor, "_CAPACITY", 3)
+    _, parts, _ = fit(Many())
+    assert sorted(set(parts.table()["step"])) == list(range(7 * STEPS))
+    assert records(parts) == records(whole)
+
+
+def test_weights_that_break_in_a_step_without_gradients_are_named():
+    class Own(Module):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            self.net[2].weight.data[0, 0] = math.nan
+            self.optimizers().step()
+
+    with pytest.warns(UserWarning, match="NormMonitor saw the first weight.*in optimizer step 0.*layer 'net.2'"):
+        _, monitor, _ = fit(Own())
+    assert monitor.first_nonfinite == {"step": 0, "layer": "net.2", "quantity": "weight"}
+
+
+def test_an_update_that_fails_leaves_what_was_measured_before_it():
+    class Failing(torch.optim.SGD):
+        def step(self, closure=None):
+            closure()
+            raise RuntimeError("disk full")
+
+    module, monitor = Module(optimizer=lambda parameters: Failing(parameters, lr=0.1)), NormMonitor(every_n_steps=1)
+    with pytest.raises(RuntimeError, match="disk full"):
+        fit(module, monitor)
+    table = monitor.table()
+    assert table["step"] == [0] * len(table["layer"])
+    assert table["weight_norm"][0] == pytest.approx(norm(module.parameters()))
+    assert table["skipped"][0]
+
+
+def test_an_optimizer_that_came_later_is_not_measured():
+    class Swapped(Module):
+        def on_train_epoch_start(self):
+            if self.current_epoch == 1:
+                self.trainer.strategy.optimizers = [torch.optim.SGD(self.parameters(), lr=0.1)]
+
+    _, monitor, _ = fit(Swapped(), max_epochs=2)
+    assert sorted(set(monitor.table()["step"])) == list(range(STEPS))
+
+
+def test_a_step_without_gradients_is_no_trouble():
+    class Own(Module):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            if batch_idx:
+                self.manual_backward(super().training_step(batch, batch_idx))
+            optimizer.step()
+
+    _, monitor, _ = fit(Own())
+    table = monitor.table()
+    first = [g for step, g in zip(table["step"], table["gradient_norm"], strict=True) if step == 0]
+    assert all(math.isnan(g) for g in first)
+    assert not math.isnan(table["gradient_norm"][-1])
+
+
 # Training is left alone
 
 
@@ -566,6 +664,16 @@ def test_pictures_every_n_epochs_and_at_the_end(tmp_path):
     fit(monitor=NormMonitor(every_n_steps=1, plot_every_n_epochs=2), max_epochs=3, logger=CSVLogger(tmp_path))
     steps = {path.stem[-6:] for path in tmp_path.rglob("norms_gradients*.png")}
     assert steps == {"000008", "000012"}
+    assert list(tmp_path.rglob("norms_worst_layers*.csv"))
+
+
+@pytest.mark.parametrize(("pictures", "worst"), [(0, 3), (1, 0)])
+def test_pictures_and_tables_can_be_left_out(tmp_path, monkeypatch, pictures, worst):
+    monkeypatch.setattr(NormMonitor, "plot", lambda self, kind: new_figure()[0])  # drawn quickly
+    monitor = NormMonitor(every_n_steps=1, plot_every_n_epochs=pictures, worst=worst)
+    fit(monitor=monitor, logger=CSVLogger(tmp_path))
+    assert bool(list(tmp_path.rglob("norms_gradients*.png"))) == bool(pictures)
+    assert not list(tmp_path.rglob("norms_worst_layers*"))
 
 
 def test_table_derives_ratio_and_layers_in_forward_order():

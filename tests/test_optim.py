@@ -193,6 +193,17 @@ def test_layer_decay_falls_block_by_block(make, first, last, count):
         assert {rates[id(parameters[name])] for name in block} == {0.5 ** (count - 1 - number)}
 
 
+def test_the_layers_of_a_model_without_a_stack_are_its_blocks():
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(2, 2))
+            self.first, self.norm, self.last = nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 1)
+
+    first = ["first.weight", "first.bias", "norm.weight", "norm.bias"]
+    assert blocks(Plain()) == [["scale"], first, ["last.weight", "last.bias"]]
+
+
 def test_frozen_parts_are_left_out():
     net = nn.ModuleDict({"backbone": nn.Linear(2, 2), "head": nn.Linear(2, 1)})
     optimizer = build_optimizer("adam", net, frozen="backbone")

@@ -17,6 +17,7 @@ from torch.optim import lr_scheduler
 
 import lightning_tricks as lt
 from lightning_tricks._base import UserInputError
+from lightning_tricks.callbacks._lr_scale import Reducer, reduce_all
 from lightning_tricks.plots import plot_simulation
 
 VALUES = st.sampled_from([-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, math.nan, math.inf, -math.inf]) | st.floats(
@@ -339,6 +340,66 @@ def test_nan_stops_if_asked():
     assert module.epochs_trained == 2
     assert plateau.message == "val_loss = nan is not a finite number."
     assert plateau.simulate([1.0, math.nan, 1.0]) == [1.0, 1.0]
+
+
+def test_a_run_that_min_epochs_holds_may_recover():
+    plateau = lt.ReduceLROnPlateau("val_loss", patience=0, stop_after=0)
+    module = Scripted([1.0, 2.0, 2.0, 0.5, 0.4, 0.6, 0.1])
+    trainer = fit(module, [plateau], min_epochs=4, max_epochs=7)
+    assert module.epochs_trained == 6, "asked to stop twice before, and withdrew it in the fourth epoch"
+    assert "0 reductions are made" in plateau.message
+    assert trainer.should_stop
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended", "ignore:Checkpoint directory")
+def test_a_stopped_run_stays_stopped_when_resumed(tmp_path, caplog):
+    def run(**options):
+        plateau, module = lt.ReduceLROnPlateau("val_loss", patience=0, stop_after=0), Scripted(lambda m: 1.0)
+        saver = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+        fit(module, [plateau, saver], max_epochs=6, enable_checkpointing=True, **options)
+        return module
+
+    assert run().epochs_trained == 2
+    again = run(ckpt=tmp_path / "epoch=1.ckpt")
+    assert not hasattr(again, "epochs_trained")
+    assert "the resumed run had already stopped and stays so. val_loss is on a plateau again" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended", "ignore:Checkpoint directory")
+def test_best_weights_that_the_checkpoint_does_not_hold_are_looked_for_anew(tmp_path):
+    def run(restore, **options):
+        plateau = lt.ReduceLROnPlateau("val_loss", patience=9, restore_best=restore)
+        saver = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+        fit(Scripted([1.0, 2.0, 3.0]), [plateau, saver], max_epochs=3, enable_checkpointing=True, **options)
+        return plateau.rule.best
+
+    assert run(False) == 1.0
+    assert run(True, ckpt=tmp_path / "epoch=1.ckpt") == 3.0
+
+
+def test_a_best_that_could_not_be_written_is_none(tmp_path, monkeypatch):
+    def full(content, file, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    plateau = lt.ReduceLROnPlateau("val_loss", patience=9, restore_best=True, keep="disk", dirpath=str(tmp_path))
+    with pytest.warns(UserWarning, match="No space left on device. Training goes on; no best weights are kept yet"):
+        fit(Scripted([1.0, 0.5]), [plateau], max_epochs=2)
+    assert plateau.rule.best is None
+
+
+def test_learning_rates_that_are_tensors_and_groups_that_no_scheduler_knows():
+    first, second = nn.Linear(1, 1), nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(first.parameters(), lr=torch.tensor(0.4), foreach=False)
+    rate = optimizer.param_groups[0]["lr"]
+    reduce_all([optimizer], [], Reducer(0.5, 0.0, 1e-8))
+    assert optimizer.param_groups[0]["lr"] is rate
+    assert float(rate) == pytest.approx(0.2)
+    optimizer = torch.optim.SGD(first.parameters(), lr=0.4)
+    schedule = lr_scheduler.StepLR(optimizer, 1000)
+    optimizer.add_param_group({"params": second.parameters(), "lr": 0.8})
+    assert reduce_all([optimizer], [schedule], Reducer(0.5, 0.0, 1e-8)) == [(0.4, 0.2), (0.8, 0.4)]
+    assert schedule.base_lrs == [0.2]
 
 
 def test_a_second_fit_starts_fresh():

@@ -11,11 +11,12 @@ import pytest
 import torch
 from helpers import quiet_trainer, run_ranks
 from lightning.pytorch import LightningModule
-from torch.utils.data import DataLoader, Dataset, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
 
 from lightning_tricks import PredictionWriter
 from lightning_tricks._base import UserInputError
 from lightning_tricks.callbacks import _prediction_store
+from lightning_tricks.callbacks._prediction_store import ColumnStore, MergedRows, StoredColumns
 
 
 class Rows(Dataset):
@@ -213,6 +214,70 @@ def test_an_unrelated_numbered_file_is_no_obstacle(tmp_path):
 def test_a_changed_shape_is_said(tmp_path):
     with pytest.raises(UserInputError, match=r"'map' was .* shape \(2, 3\) and now is .* shape \(2, 4\)"):
         predict(tmp_path / "out.npz", model=Echo(widen_at=1))
+
+
+def of(answer):
+    """Return a model that answers with ``answer(batch)``."""
+
+    class Answering(Echo):
+        def predict_step(self, batch, batch_idx, dataloader_idx=0):
+            return answer(batch)
+
+    return Answering()
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda batch: [1.0, 2.0], "a dict of tensors .*, but predict_step returned a list"),
+        (lambda batch: {"a": batch, "b": batch[1:]}, r"one entry per row, but their lengths are .*'a': 4, 'b': 3"),
+        (lambda batch: {"a": batch, "index": batch[:2, 0].long()}, r"each of the 4 rows, but has shape \(2,\)"),
+        (lambda batch: {"a": torch.zeros(len(batch), 20_000)}, "CSV would need 20001 columns. Write to .parquet or"),
+        (lambda batch: {"a": batch} if batch[0, 0] < 4 else {"b": batch}, "'a' was float32 of .* and now is missing"),
+    ],
+)
+def test_what_cannot_be_written_is_told(tmp_path, answer, message):
+    with pytest.raises(UserInputError, match=message):
+        predict(tmp_path / "out.csv", model=of(answer))
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_tensor_alone_is_the_column_prediction(tmp_path):
+    predict(tmp_path / "out.npz", model=of(lambda batch: batch[:, 0] * 2))
+    assert read(tmp_path / "out.npz")["prediction"].tolist() == [2.0 * i for i in range(10)]
+
+
+def test_the_order_of_the_columns_in_a_batch_does_not_matter(tmp_path):
+    def turning(batch):
+        pair = [("a", batch[:, 0]), ("b", batch[:, 1])]
+        return dict(pair if batch[0, 0] < 4 else reversed(pair))
+
+    predict(tmp_path / "out.npz", model=of(turning))
+    assert read(tmp_path / "out.npz")["b"].tolist() == [float(i) ** 2 for i in range(10)]
+
+
+@pytest.mark.filterwarnings("ignore:Couldn't infer the batch indices")
+def test_a_stream_must_tell_the_places_of_its_rows(tmp_path):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(Rows(10)[i] for i in range(10))
+
+    loader = DataLoader(Stream(), batch_size=4)
+    with pytest.raises(UserInputError, match=r"Return it from predict_step as 'index', an integer tensor \(B,\)"):
+        predict(tmp_path / "out.npz", loaders=loader)
+    predict(tmp_path / "told.npz", loaders=loader, model=of(lambda batch: {"x": batch, "index": batch[:, 0].long()}))
+    assert read(tmp_path / "told.npz")["index"].tolist() == list(range(10))
+
+
+def test_ranks_that_predict_different_columns_are_told(tmp_path):
+    parts = []
+    for rank, width in enumerate((2, 3)):
+        store = ColumnStore(tmp_path / str(rank))
+        store.append({"index": np.arange(4), "x": np.zeros((4, width))})
+        store.close()
+        parts.append(StoredColumns(store.folder))
+    with pytest.raises(UserInputError, match="the ranks predicted different columns or shapes per row"):
+        MergedRows(parts)
 
 
 def test_columns_are_chosen_and_checked(tmp_path):

@@ -309,6 +309,22 @@ def test_callback_warns_reports_and_writes_a_page(tmp_path):
     assert "output-activation" in (tmp_path / "preflight.html").read_text()
 
 
+@pytest.mark.filterwarnings("ignore:Total length of `list`")
+def test_callback_looks_at_the_first_of_several_loaders():
+    def found_by_callback(*val):
+        model = changed(validation_step=lambda self, batch, batch_idx, dataloader_idx=0: None)
+        preflight = Preflight()
+        trainer = quiet_trainer(max_steps=1, callbacks=[preflight], num_sanity_val_steps=0)
+        trainer.fit(model, loader(), list(val))
+        return {finding.rule: finding.severity for finding in preflight.report}
+
+    other = loader(X + 100, Y, shuffle=False)
+    with pytest.warns(UserWarning, match="Preflight: error split-overlap in val_dataloader"):
+        assert found_by_callback(loader(shuffle=False), other)["split-overlap"] == "error"
+    assert "split-overlap" not in found_by_callback(other, loader(shuffle=False))
+    assert "split-overlap" not in found_by_callback()
+
+
 def test_callback_can_stop_a_broken_run_before_its_first_step():
     model = changed(loss=lambda s, o, y: F.cross_entropy(o.softmax(1), y))
     before = copy.deepcopy(model.state_dict())

@@ -4,17 +4,55 @@ import copy
 
 import pytest
 import torch
-from test_preflight import Binary, Program, Regression, Tokens, X, Y, blobs, changed, found, loader, serious, tokens
+from lightning.pytorch import LightningDataModule
+from test_preflight import (
+    Binary,
+    Program,
+    Regression,
+    Tokens,
+    X,
+    Y,
+    blobs,
+    changed,
+    found,
+    loader,
+    serious,
+    tokens,
+    weights,
+)
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler, TensorDataset
 
 from lightning_tricks import MLP, Classifier, check
 from lightning_tricks.diagnosis._losses import LossCall
-from lightning_tricks.diagnosis._rules_data import binary_labels_range, class_imbalance, first_rows, split_overlap
+from lightning_tricks.diagnosis._probe import first_and_last
+from lightning_tricks.diagnosis._rules_data import (
+    binary_labels_range,
+    class_imbalance,
+    first_rows,
+    input_values,
+    labels_range,
+    sample_input,
+    split_overlap,
+    unseeded,
+    unshuffled_training,
+)
 from lightning_tricks.diagnosis._rules_layers import LayerCall, idle_units, slow_statistics, trace_layers
-from lightning_tricks.diagnosis._rules_outputs import bounded_outputs, broadcast_loss, loss_at_init, negated_loss
-from lightning_tricks.diagnosis._rules_parameters import clipping_binds, frozen_at_random, no_update, weights_too_small
+from lightning_tricks.diagnosis._rules_outputs import (
+    bounded_outputs,
+    broadcast_loss,
+    loss_at_init,
+    negated_loss,
+    output_activation,
+)
+from lightning_tricks.diagnosis._rules_parameters import (
+    clipping_binds,
+    frozen_at_random,
+    no_update,
+    params_not_optimized,
+    weights_too_small,
+)
 from lightning_tricks.diagnosis._tryout import fit_score
 
 # Healthy, and accused once
@@ -50,6 +88,39 @@ class ByHand(Program):
         return (torch.logsumexp(output, 1) - output.gather(1, y[:, None]).squeeze(1)).mean()
 
 
+class Classes(nn.Module):
+    def forward(self, x):
+        return x.argmax(1)
+
+
+class Counting(ByHand):
+    """What its last module returns are class numbers, which no loss is computed from."""
+
+    def __init__(self):
+        super().__init__()
+        self.classes = Classes()
+
+    def loss(self, output, y):
+        self.log("accuracy", (self.classes(output) == y).float().mean())
+        return super().loss(output, y)
+
+
+class Coder(Program):
+    def __init__(self):
+        super().__init__(nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 6)))
+
+    def training_step(self, batch, batch_idx):
+        return F.mse_loss(self.net(batch), batch)
+
+
+class Bare(Dataset):
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, index):
+        return X[index]
+
+
 class FromDict(Program):
     def training_step(self, batch, batch_idx):
         return F.cross_entropy(self.net(batch["x"]), batch["y"])
@@ -67,6 +138,10 @@ def sgd(self):
     return torch.optim.SGD(self.parameters(), lr=0.05)
 
 
+def slowly(self):
+    return torch.optim.SGD(self.parameters(), lr=1.5e-3)
+
+
 class BeforeNorm(Program):
     """A bias before a batch norm has a gradient of rounding errors, which SGD cannot add to it."""
 
@@ -82,6 +157,9 @@ HEALTHY = {
     "branch that begins at 0": lambda: (Program(nn.Sequential(Branch(), nn.Linear(6, 4))), loader()),
     "converged": lambda: (converged(), loader()),
     "loss by hand": lambda: (ByHand(), loader()),
+    "class numbers beside": lambda: (Counting(), loader()),
+    "inputs alone": lambda: (Coder(), DataLoader(Bare(), 16, shuffle=True)),
+    "slow, but it learns": lambda: (changed(configure_optimizers=slowly), loader()),
     "dicts": lambda: (FromDict(), DataLoader(Dicts(), 16, shuffle=True)),
     "bias before batch norm": lambda: (BeforeNorm(), loader(X[:192], Y[:192], batch_size=32)),
 }
@@ -190,6 +268,11 @@ def poisoned():
     return loader(x, torch.cat([Y] * 4))
 
 
+class SlowByHand(ByHand):
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1e-5)
+
+
 class Wild(Regression):
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=5.0)
@@ -216,6 +299,8 @@ FAULTS = {
     "one NaN of many": ("input-nonfinite", "error", "full", lambda: (None, poisoned())),
     "rate too low": ("lr-too-low", "warning", "full",
                      lambda: (changed(configure_optimizers=lambda s: torch.optim.SGD(s.parameters(), lr=1e-5)), None)),
+    "rate too low, loss by hand": ("lr-too-low", "warning", "full", lambda: (SlowByHand(), loader())),
+    "weights NaN": ("nonfinite", "error", "full", lambda: (weights(lambda net: net[0].weight.fill_(torch.nan)), None)),
     "rate too high": ("lr-too-high", "error", "full", lambda: (Wild(), loader(*REGRESSION))),
     "decay": ("cannot-overfit", "warning", "full",
               lambda: (changed(configure_optimizers=lambda s: torch.optim.SGD(s.parameters(), 0.01, weight_decay=50)),
@@ -229,6 +314,69 @@ def test_a_fault_is_found_and_named(name):
     findings = found(*make(), budget=budget)
     assert rule in findings, findings
     assert findings[rule].severity == severity
+
+
+class Strings(Dataset):
+    def __len__(self):
+        return 32
+
+    def __getitem__(self, index):
+        return "a text", index % 4
+
+
+class Bag(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 4)
+
+    def forward(self, texts):
+        return self.layer(torch.tensor([[float(len(text))] for text in texts]))
+
+
+class Formula(Program):
+    def __init__(self):
+        super().__init__()
+        del self.net
+        self.slope = nn.Parameter(torch.zeros(6))
+
+    def training_step(self, batch, batch_idx):
+        return (batch[0] @ self.slope - batch[1]).square().mean()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: (changed(training_step=lambda s, batch, i: None), None), "returned NoneType, not a loss"),
+        (lambda: (Program(Bag()), DataLoader(Strings(), 8, shuffle=True)), "inputs are tuple, not a tensor"),
+        (lambda: (Formula(), None), "calls neither a loss of torch.nn.functional nor the model's layers"),
+    ],
+)
+def test_what_cannot_be_tried_is_a_note_that_says_why(make, message):
+    findings = found(*make())
+    (finding,) = (f for f in findings.values() if "could not run" in f.what and message in f.what)
+    assert finding.severity == "info"
+    assert not any(f.severity == "error" for f in findings.values())
+
+
+def test_whole_batches_that_cannot_be_cut_are_left_to_the_loader():
+    class Batches(Dicts):
+        def __getitem__(self, index):
+            return {"x": X[index], "y": Y[index]}
+
+    batches = DataLoader(Batches(), sampler=BatchSampler(SequentialSampler(X), 16, drop_last=False), batch_size=None)
+    finding = found(FromDict(), batches)["left-out"]
+    assert finding.what.endswith("were left out, since training samples cannot be had past the loader")
+
+
+def test_a_loader_in_a_list_is_found():
+    class Listed(LightningDataModule):
+        def train_dataloader(self):
+            return [loader(X * 0, Y)]
+
+        def val_dataloader(self):
+            return []
+
+    assert found(Program(), Listed())["input-constant"].severity == "error"
 
 
 def test_accumulating_on_purpose_is_allowed():
@@ -271,6 +419,82 @@ def test_a_full_check_leaves_the_model_as_it_was():
 # Pure rules
 
 
+def test_bounds_of_inputs():
+    assert input_values(torch.full((1, 4), 7.0)) == [], "one sample is no distribution"
+    x = torch.stack([torch.linspace(-20, 20, 50), torch.linspace(-0.001, 0.001, 50)], dim=1)
+    assert input_values(x)[0].what == "standard deviations of the features reach from 0.00059 to 12"
+    assert input_values(x[:, 1:] * 1e4) == []
+    assert sample_input({"x": 1, "y": 2}) == 1
+    assert sample_input({"pixels": 3, "y": 2}) == 3
+    assert sample_input({}) is None
+
+
+def test_labels_that_are_all_ignored_missing_or_the_same():
+    assert labels_range(torch.full((4,), -100), 3) == []
+    assert class_imbalance(torch.zeros(0)) == []
+    same = class_imbalance(torch.ones(16))
+    assert (same[0].severity, same[0].what) == ("warning", "all 16 labels are the same")
+    assert class_imbalance(torch.ones(15)) == [], "a small batch may be so by chance"
+
+
+def test_one_batch_has_no_order():
+    assert unshuffled_training(loader(batch_size=200, shuffle=False)) == []
+    (finding,) = unshuffled_training(loader(batch_size=50, shuffle=False))
+    assert finding.what == "its 4 batches come in the same order in every epoch"
+
+
+def test_losses_that_cannot_be_had_are_not_judged():
+    wrong = LossCall("cross_entropy", torch.zeros(8, 3), torch.full((8,), 5))
+    assert wrong.each_loss() is None
+    assert loss_at_init(wrong, 1.0) == []
+    short = LossCall("cross_entropy", torch.zeros(8, 3), torch.zeros(4).long())
+    assert short.shuffled_loss(torch.arange(4)) is None
+    assert broadcast_loss(LossCall("mse_loss", torch.zeros(8, 3), torch.zeros(8))) == []
+    assert first_and_last(torch.tensor(1.0), 3) == []
+    assert first_and_last(torch.arange(7), 3) == []
+
+
+def test_a_sigmoid_before_its_own_loss():
+    out, y = torch.full((8,), 0.5), torch.ones(8)
+    twice = LossCall("binary_cross_entropy_with_logits", out, y, last_operation="SigmoidBackward0")
+    assert output_activation(twice)[0].what == (
+        "binary_cross_entropy_with_logits gets the output of a sigmoid, and applies it again"
+    )
+    assert output_activation(LossCall("binary_cross_entropy_with_logits", out, y)) == []
+
+
+def test_the_first_loss_of_a_regression():
+    y = torch.linspace(-1, 1, 21)
+
+    def findings(prediction, target=y, name="mse_loss"):
+        call = LossCall(name, prediction, target)
+        return loss_at_init(call, call.each_loss().mean().item())
+
+    far = findings(torch.full((21,), 10.0))
+    assert far[0].what == "the first loss is 100, but the targets' variance is 0.385"
+    assert findings(torch.zeros(21)) == []
+    assert findings(torch.full((21,), 10.0), name="l1_loss") == [], "its scale is another one"
+    assert findings(torch.full((1,), 10.0), y[:1]) == [], "one target has no variance"
+    assert findings(torch.full((21,), 10.0), torch.ones(21)) == [], "nor have equal ones"
+
+
+def test_optimized_parameters_of_another_model():
+    net, other = nn.Linear(2, 1), nn.Linear(2, 1)
+    both = torch.optim.SGD([*net.parameters(), *other.parameters()], lr=0.1)
+    (finding,) = params_not_optimized(net, [both])
+    assert (finding.severity, finding.what) == ("warning", "2 of 4 optimized parameters do not belong to the model")
+    findings = params_not_optimized(net, [torch.optim.SGD(other.parameters(), lr=0.1)])
+    assert [f.severity for f in findings] == ["error", "error"]
+    assert findings[1].what == "2 of 2 optimized parameters do not belong to the model"
+
+
+def test_a_run_without_a_seed_is_noted(monkeypatch):
+    assert unseeded() == []
+    monkeypatch.delenv("PL_GLOBAL_SEED")
+    (finding,) = unseeded()
+    assert (finding.severity, finding.cure) == ("info", "Call seed_everything(0, workers=True) first.")
+
+
 def test_bounds_of_outputs():
     y = torch.linspace(0, 1, 20)
     assert bounded_outputs(LossCall("mse_loss", y, y, last_operation="SigmoidBackward0")) == [], "targets fit in"
@@ -306,6 +530,8 @@ def test_frozen_weights_that_were_learned_are_right():
     assert frozen_at_random(net) == [], "nothing is frozen"
     net[0].requires_grad_(False)
     assert len(frozen_at_random(net)) == 1
+    net[0].weight.data *= 0.5
+    assert frozen_at_random(net) == [], "within the bounds, but not as they are drawn"
     net[0].weight.data += 0.1 * torch.randn(20, 20, generator=torch.Generator().manual_seed(0))
     assert frozen_at_random(net) == []
 
@@ -344,6 +570,10 @@ def test_idle_units_by_activation():
     assert idle["3"] == 0
     assert idle["5"] == 1
     assert idle_units(trace.calls, samples=32) == [], "the output may be sure, half of the units may rest"
+    flat = nn.Sequential(nn.Linear(2, 1), nn.Flatten(0), nn.ReLU())
+    with trace_layers(flat) as trace:
+        flat(torch.ones(32, 2) * -99 * flat[0].weight.detach().sign())
+    assert [call.idle for call in trace.calls] == [0, 0, 0], "one axis does not tell units from samples"
     dead = [LayerCall("a", nn.ReLU(), 0.0, 0.9), LayerCall("b", nn.Linear(2, 2), 1.0)]
     assert idle_units(dead, samples=32)[0].severity == "warning"
     assert idle_units(dead, samples=8) == []

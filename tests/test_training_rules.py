@@ -11,9 +11,11 @@ from torch.nn import functional as F
 
 from lightning_tricks._base import UserInputError
 from lightning_tricks.diagnosis import Evidence, LayerActivity, LossCurve, NormRecord, Thresholds, TrainingWatch
-from lightning_tricks.diagnosis._curve import alternation, noise_of
+from lightning_tricks.diagnosis._curve import alternation, noise_of, window_of
+from lightning_tricks.diagnosis._evidence import falls
 from lightning_tricks.diagnosis._guess import GuessLoss
-from lightning_tricks.diagnosis._losses import LossSpy
+from lightning_tricks.diagnosis._losses import LossCall, LossSpy
+from lightning_tricks.diagnosis._rules_training import TRAINING_RULES
 
 LN10 = math.log(10)
 
@@ -227,6 +229,63 @@ def test_gradients_that_explode():
     assert "exploding-gradient" not in watched(falling(200), guess=LN10, norms=growing)
 
 
+def test_gradients_or_activations_that_grow_through_the_layers():
+    rising = [LN10 * math.exp(0.02 * step) for step in range(200)]
+
+    def what(gradients, stds):
+        curve = LossCurve()
+        curve.add(rising)
+        watch = TrainingWatch()
+        activity = [[layer(f"net.{i}", std=std) for i, std in enumerate(stds)]] * 3
+        evidence = Evidence(200, curve, guess=LN10, norms=records(gradients=gradients), activity=activity)
+        for _ in range(2):
+            watch.look(evidence)
+        return {f.rule: f for f in watch.findings}.get("exploding-gradient")
+
+    backward = what((0.9, 0.1, 0.001), (1.0, 1.0, 1.0))
+    assert (backward.severity, backward.where) == ("error", "net.0")
+    assert backward.what.startswith("gradients (backward) grow 900-fold through the layers, and the loss has risen to ")
+    forward = what((0.1, 0.1, 0.1), (0.5, 9.0, 200.0))
+    assert forward.where == "net.2"
+    assert forward.what.startswith("activations grow 400-fold through the layers, ")
+    assert what((0.1, 0.1, 0.1), (1.0, 1.0, 1.0)) is None
+    assert what((0.9, 0.001), (0.0, 1.0, 900.0)) is None, "two layers are no depth, and 0 is no scale"
+
+
+def test_a_gradient_of_next_to_nothing():
+    found = watched(flat(), guess=LN10, norms=records(16, total=1e-9))
+    assert found["vanishing-gradient"][0] == "error"
+    assert "vanishing-gradient" not in watched(falling(), guess=LN10, norms=records(16, total=1e-9))
+
+
+def test_swings_that_grew_are_told_beside_those_of_the_start():
+    curve = LossCurve()
+    curve.add([*flat(25), *(LN10 + 2 * z for z in noise(175, seed=1))])
+    finding = TRAINING_RULES["oscillating"](Evidence(200, curve), Thresholds())
+    assert finding.what.startswith("the losses of neighbouring steps differ by ")
+    assert finding.what.endswith("% of their level, at the start by 1%")
+    even = LossCurve()
+    even.add(LN10 + 2 * z for z in noise(200, seed=1))
+    assert TRAINING_RULES["oscillating"](Evidence(200, even), Thresholds()) is None
+
+
+def test_a_nan_after_growing_losses_is_the_learning_rates_doing():
+    large = records(16, ratio=0.3)
+    steep = [1.5**step for step in range(25)] * 2
+    assert watched(steep, norms=large, broken=(49, "net.0", "gradient"))["lr-too-high"][0] == "error"
+    assert "lr-too-high" not in watched(falling(50), norms=large, broken=(49, "net.0", "gradient"))
+
+
+def test_without_one_training_loss_small_updates_are_no_finding():
+    tiny = Evidence(400, None, planned=400, norms=records(16, ratio=1e-7))
+    assert TRAINING_RULES["lr-too-low"](tiny, Thresholds()) is None
+
+
+def test_the_noise_of_the_gradient_is_a_note():
+    assert watched(falling(), noise_ratio=5000.0) == {"gradient-noise": ("info", 50)}
+    assert watched(falling(), noise_ratio=500.0) == {}
+
+
 def test_overfitting_needs_both_curves():
     validation = [(25 * i, 0.5 + 0.05 * abs(i - 4)) for i in range(16)]
     assert watched(falling(), validation=validation)["overfitting"][0] == "warning"
@@ -241,6 +300,8 @@ def test_stagnation_of_a_long_run():
     found = watched(falling(2000, rate=0.1), guess=LN10)
     assert found["stagnation"][0] == "info"
     assert watched(falling(2000, end=2.0, rate=0.1), guess=LN10)["stagnation"][0] == "warning"
+    late = [*falling(875, end=1.0, rate=0.1, spread=0.01), *[0.7] * 25, *[1.0] * 800]
+    assert "stagnation" not in watched(late), "it was better for a while"
 
 
 def test_clipping_that_always_binds():
@@ -287,6 +348,21 @@ def test_long_runs_stay_small():
     assert sum(w.count * w.mean for w in curve.windows) == pytest.approx(sum(range(12_000)))
 
 
+def test_points_of_a_curve_end_with_the_open_window():
+    curve = LossCurve(window=10)
+    curve.add(range(24))
+    assert curve.points() == ([*range(1, 11), 20, 24], [*range(10), 14.5, 21.5])
+    short = LossCurve(window=10)
+    short.add(range(4))
+    assert short.points() == ([1, 2, 3, 4], [0, 1, 2, 3])
+
+
+def test_one_window_is_too_little_to_say_that_the_loss_does_not_fall():
+    window = window_of([2.0] * 10, 10)
+    assert falls([window], Thresholds())
+    assert not falls([window, window], Thresholds())
+
+
 def test_nonfinite_losses_are_told_apart():
     found = watched([*falling(30), math.nan, *falling(19)], broken=(30, "net.2", "gradient"))
     assert found["nonfinite"] == ("error", 25)
@@ -321,6 +397,7 @@ TARGETS = {
     "classes": (lambda out, y: F.cross_entropy(out, y), Y, 5),
     "smoothed": (lambda out, y: F.cross_entropy(out, y, label_smoothing=0.1), Y, 5),
     "binary": (lambda out, y: F.binary_cross_entropy_with_logits(out, y), (Y[:, None] == torch.arange(5)).float(), 5),
+    "soft classes": (lambda out, y: F.cross_entropy(out, y), F.one_hot(Y, 5) * 0.7 + 0.3 * F.one_hot(4 - Y, 5), 5),
     "squares": (lambda out, y: F.mse_loss(out, y), torch.randn(2000, 3, generator=torch.Generator().manual_seed(1)), 3),
 }
 
@@ -335,6 +412,24 @@ def test_what_guessing_gives(name):
         guess.add(spy.calls, value)
     best = best_constant(lambda constant: loss(constant.expand(2000, width), y), (width,))
     assert guess.value() == pytest.approx(best, rel=0.01)
+
+
+def test_what_guessing_gives_is_not_known_from_a_few_targets():
+    def value_of(name, rows):
+        guess, one = GuessLoss(), torch.tensor(1.0)
+        target = (torch.arange(rows) % 2).float()
+        guess.add([LossCall(name, torch.zeros(rows), target, value=one)], one)
+        return guess.value()
+
+    assert [value_of(name, 20) for name in ("mse_loss", "binary_cross_entropy_with_logits")] == [None, None]
+    assert value_of("mse_loss", 2000) == pytest.approx(0.25, rel=0.01)
+    assert value_of("binary_cross_entropy_with_logits", 2000) == pytest.approx(math.log(2), rel=0.01)
+
+
+def test_a_loss_that_is_called_wrongly_is_not_noted():
+    with LossSpy() as spy, pytest.raises(AttributeError):
+        F.mse_loss(torch.zeros(2), 1.0)
+    assert spy.calls == []
 
 
 def test_a_negated_loss_is_seen():

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from wandb_file import WandbRun
 
 import lightning_tricks as lt
+from lightning_tricks._base._run_records import _log_to_wandb
 
 NOT_LOGGED_BY_US = {"trainer/global_step", "_step", "_runtime", "_timestamp", "_wandb"}
 
@@ -263,3 +264,16 @@ class FullRun:
         self.log = self.alert = self.log_artifact = full
         self.summary = self.config = SimpleNamespace(update=full)
         self.define_metric = lambda *_args, **_kwargs: None
+
+
+def test_a_file_that_is_no_page_is_an_artifact_only(tmp_path):
+    table = tmp_path / "rows.csv"
+    table.write_text("a,b")
+    kept, pages = [], []
+    logger = SimpleNamespace(
+        experiment=SimpleNamespace(id="the-run", log_artifact=kept.append), log_metrics=lambda *a, **k: pages.append(a)
+    )
+    _log_to_wandb(logger, table, "table", 3)
+    (artifact,) = kept
+    assert (artifact.name, artifact.type, list(artifact.manifest.entries)) == ("rows-the-run", "table", ["rows.csv"])
+    assert pages == []

@@ -3,18 +3,21 @@
 import copy
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import quiet_trainer, run_ranks
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_tricks import MLP, WeightInit, init_weights
 from lightning_tricks._base import UserInputError, derive_seed
+from lightning_tricks.init._signal import _std
 
 
 class Net(LightningModule):
@@ -100,6 +103,16 @@ def _sharded(rank):
 def test_sharded_meta_parameters_hold_what_one_process_holds():
     for values in run_ranks(_sharded):
         assert_equal(values, expected())
+
+
+def _deviation_of_a_sharded_output(rank):
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    mesh = torch.distributed.init_device_mesh("cpu", (2,))
+    return _std(distribute_tensor(torch.arange(6.0), mesh, [Shard(0)]))
+
+
+def test_the_deviation_of_a_sharded_output_is_that_of_the_whole():
+    assert run_ranks(_deviation_of_a_sharded_output) == [pytest.approx((35 / 12) ** 0.5)] * 2
 
 
 def test_a_resumed_run_ends_where_the_uninterrupted_one_ends():
@@ -213,6 +226,24 @@ def test_report_and_picture_are_logged():
     assert list(folder.rglob("init_signal*.png"))
     signal = init.report.signals[0]
     assert signal.output_after == pytest.approx(2**0.5, rel=0.2), "a constant example is replaced by unit noise"
+
+
+def test_an_example_with_values_is_taken_as_it_is():
+    model = Net()
+    model.example_input_array = 10 * torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    init = WeightInit()
+    quiet_trainer(max_steps=1, callbacks=[init]).fit(Wrapped(model), data())
+    assert init.report.signals[0].output_after == pytest.approx(10 * 2**0.5, rel=0.2)
+
+
+def test_a_strategy_that_flattens_weights_is_told():
+    init, model = WeightInit(), Net()
+    trainer = SimpleNamespace(strategy=FSDPStrategy.__new__(FSDPStrategy), ckpt_path=None)
+    before = weights(model)
+    with pytest.warns(UserWarning, match=r"WeightInit does nothing under FSDPStrategy.*Call init_weights in the modu"):
+        init.on_fit_start(trainer, model)
+    assert_equal(weights(model), before)
+    assert init.report is None
 
 
 class Wrapped(LightningModule):

@@ -3,6 +3,7 @@
 import copy
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_tricks import WeightPenalty
@@ -191,6 +193,60 @@ def test_match_and_skip_choose_weights_and_a_second_optimizer_is_left_alone():
     assert torch.equal(model.unused.weight, plain.unused.weight)
 
 
+def test_an_optimizer_of_others_is_left_alone():
+    class Two(Net):
+        def configure_optimizers(self):
+            return [torch.optim.SGD(part.parameters(), lr=0.1) for part in (self.net, self.unused)]
+
+        def training_step(self, batch, batch_idx):
+            optimizers = self.optimizers()
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            self.manual_backward((self.net(batch[0]) - batch[1]).square().mean() + self.unused.weight.sum())
+            for optimizer in optimizers:
+                optimizer.step()
+
+    plain = fitted(Two(manual=True))
+    penalised = fitted(Two(manual=True), WeightPenalty(l2=1.0, match="net"))
+    assert torch.equal(penalised.unused.weight, plain.unused.weight)
+    assert penalised.net[0].weight.norm() < plain.net[0].weight.norm()
+
+
+def _cut_across_on_rank(rank):
+    torch.distributed.init_process_group("gloo")
+    mesh = torch.distributed.init_device_mesh("cpu", (2,))
+    full = torch.arange(1.0, 9.0).view(4, 2)
+    rows, across = (distribute_tensor(full, mesh, [Shard(axis)]) for axis in (0, 1))
+    limit_rows(rows, 1.0)
+    with pytest.raises(UserInputError, match="max_norm needs whole units on every rank: shard weights along axis 0"):
+        limit_rows(across, 1.0)
+    return rows.full_tensor().norm(dim=1).tolist()
+
+
+def test_max_norm_of_sharded_weights_needs_whole_units():
+    assert run_ranks(_cut_across_on_rank) == [pytest.approx([1.0] * 4)] * 2
+
+
+def test_a_strategy_that_flattens_weights_is_refused():
+    trainer = SimpleNamespace(strategy=FSDPStrategy.__new__(FSDPStrategy))
+    with pytest.raises(UserInputError, match=r"which FSDPStrategy takes away\. Use ModelParallelStrategy"):
+        WeightPenalty(l2=1.0).on_fit_start(trainer, Net())
+
+
+def test_sparse_gradients_are_refused():
+    class Words(Net):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(9, 4, sparse=True)
+
+        def training_step(self, batch, batch_idx):
+            return self.net(self.table(torch.tensor([1, 2]))).square().mean()
+
+    with pytest.raises(UserInputError, match=r"sparse gradient of 'table\.weight'\. Leave it out"):
+        fitted(Words(), WeightPenalty(l2=0.1))
+    fitted(Words(), WeightPenalty(l2=0.1, skip="table"))
+
+
 def test_values_are_logged_on_logging_steps(tmp_path):
     logger = CSVLogger(tmp_path)
     model = Net(lr=0.0)
@@ -204,8 +260,6 @@ def test_values_are_logged_on_logging_steps(tmp_path):
 
 
 def test_fused_optimizers_under_fp16_get_the_penalty_times_the_loss_scale():
-    from types import SimpleNamespace
-
     from lightning_tricks.callbacks._weight_penalty import _loss_scale
 
     scaler = SimpleNamespace(get_scale=lambda: 8.0)
@@ -240,6 +294,7 @@ def test_gradient_equals_autograd(sizes, l1, l2, transposed):
     leaves = [w.clone().requires_grad_() for w in weights]
     (sum(l1 * w.abs().sum() + l2 * w.square().sum() + w.sum() for w in leaves)).backward()
     add_penalty_gradient(weights, gradients, l1, l2)
+    add_penalty_gradient([], [], l1, l2)
     for ours, leaf in zip(gradients, leaves, strict=True):
         torch.testing.assert_close(ours, leaf.grad)
 

@@ -20,6 +20,7 @@ from lightning_tricks.callbacks._activation_stats import (
     unit_axis,
     watchable,
 )
+from lightning_tricks.callbacks._trainer import resumes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -105,6 +106,10 @@ class ActivationMonitor(Callback):
         self._rows = [list(row) for row in state_dict["rows"]]
         self._sampled = state_dict["sampled"]
         self._last_active = dict(state_dict["last_active"])
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep what was seen when weights are loaded for a validation or test."""
+        resumes(self, trainer, checkpoint)
 
     # What was seen
 

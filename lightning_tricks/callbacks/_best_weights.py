@@ -172,12 +172,10 @@ def restore(trainer: Trainer, module: LightningModule, best: Best, *, average_to
         average_too: with weight averaging, write the average as well. It would otherwise be copied over the module
             when training ends, or go on averaging from elsewhere.
     """
-    tensors, optimizers = best.tensors, best.optimizers
+    tensors, optimizers = best.tensors or {}, best.optimizers
     if best.file is not None:
         content = torch.load(best.file, map_location="cpu", weights_only=True)
         tensors, optimizers = content["tensors"], content["optimizers"]
-    if tensors is None:
-        return
     put_back(module, tensors)
     if average_too and (average := averaged(trainer)) is not None:
         put_back(average, tensors)

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -18,7 +19,7 @@ from lightning_tricks.callbacks._diagnosis_watchers import QuietActivations, Qui
 from lightning_tricks.callbacks._fresh import FreshValues
 from lightning_tricks.callbacks._norm_layers import OnlyLooks
 from lightning_tricks.callbacks._stop_request import StopRequest
-from lightning_tricks.callbacks._trainer import is_dry_run
+from lightning_tricks.callbacks._trainer import is_dry_run, resumes
 from lightning_tricks.diagnosis import Evidence, Finding, LossCurve, Report, Thresholds, TrainingWatch
 
 OnFinding = Literal["warn", "stop"]
@@ -133,6 +134,10 @@ class Diagnosis(OnlyLooks, Callback):
         self._norms.load_state_dict(state_dict["norms"])
         self._activations.load_state_dict(state_dict["activations"])
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep what was seen when weights are loaded for a validation or test."""
+        resumes(self, trainer, checkpoint)
+
     # What was found
 
     @property
@@ -224,12 +229,12 @@ class Diagnosis(OnlyLooks, Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what stands before the validation."""
-        if not trainer.sanity_checking:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._fresh.validation_starts(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the metric of the validation."""
-        if trainer.sanity_checking:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         (value,), _ = self._fresh.after_validation(trainer)
         if value is not None:
@@ -243,6 +248,8 @@ class Diagnosis(OnlyLooks, Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write the report with what is known here; the other processes may be gone."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
         self._losses.hush()
         try:
             if trainer.is_global_zero:

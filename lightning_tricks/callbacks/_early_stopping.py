@@ -31,7 +31,7 @@ from lightning_tricks.callbacks._plateau import ReduceLROnPlateau
 from lightning_tricks.callbacks._settings import report_changes
 from lightning_tricks.callbacks._stop_reason import Limits, describe_end
 from lightning_tricks.callbacks._stop_request import StopRequest
-from lightning_tricks.callbacks._trainer import callbacks_of, is_dry_run
+from lightning_tricks.callbacks._trainer import callbacks_of, is_dry_run, resumes
 
 Mode = Literal["auto", "min", "max"]
 Unit = Literal["checks", "epochs", "steps", "minutes"]
@@ -258,8 +258,6 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count what training logged."""
-        if self._should_skip_check(trainer):
-            return
         for plateau in self._plateaus(trainer):
             plateau.observe(trainer, pl_module, "epoch end")
         values, minutes = self._fresh.after_training(trainer, self._elapsed())
@@ -318,8 +316,8 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
         self._keeper.save(trainer, pl_module, checkpoint)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take the best weights out of the checkpoint."""
-        if trainer.state.fn == TrainerFn.FITTING:
+        """Take the best weights out of the checkpoint, unless it is loaded for a validation or test."""
+        if resumes(self, trainer, checkpoint):
             self._keeper.load(pl_module, checkpoint)
 
     def _check(
@@ -407,6 +405,7 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
         if self._finished or is_dry_run(trainer):
             return
         self._finished = True
+        self._minutes, self._clock_started = self._elapsed(), None
         why = self._why() if interrupted_by is None else f"Training was interrupted by {interrupted_by}."
         restored = self.restore_best and self._put_back(trainer, module, after_exception=interrupted_by is not None)
         best, length = self._keeper.best, {"epochs": trainer.current_epoch, "steps": trainer.global_step}
@@ -430,9 +429,7 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
 
     def _put_back(self, trainer: Trainer, module: LightningModule, *, after_exception: bool) -> bool:
         if not after_exception:
-            if done := self._keeper.put_back(trainer, module):
-                self._keeper.release()
-            return done
+            return self._keeper.put_back(trainer, module, for_good=True)
         try:
             return self._keeper.put_back_after_exception(trainer, module)
         except Exception as error:  # the user's exception is what matters

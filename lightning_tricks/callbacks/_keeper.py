@@ -77,11 +77,13 @@ class BestKeeper:
         self.best = replace(best, tensors=weights.copy_tensors(source, self.keep), optimizers=optimizers)
         return True
 
-    def put_back(self, trainer: Trainer, module: LightningModule) -> bool:
-        """Write the best weights into the module; tell whether there were any."""
+    def put_back(self, trainer: Trainer, module: LightningModule, *, for_good: bool = False) -> bool:
+        """Write the best weights into the module; tell whether there were any. ``for_good`` frees their memory."""
         if self.best is None or not self.has_weights:
             return False
         weights.restore(trainer, module, self.best, average_too=True)
+        if for_good:
+            self.best = replace(self.best, tensors=None, file=None, optimizers=None, in_module=True)
         return True
 
     def put_back_after_exception(self, trainer: Trainer, module: LightningModule) -> bool:
@@ -92,11 +94,6 @@ class BestKeeper:
             self._last = weights.copy_tensors(module, "cpu")
         weights.restore(trainer, module, self.best, average_too=False)
         return True
-
-    def release(self) -> None:
-        """Free the memory once the module holds the best weights for good."""
-        if self.best is not None:
-            self.best = replace(self.best, tensors=None, file=None, optimizers=None, in_module=True)
 
     @property
     def has_weights(self) -> bool:

@@ -35,6 +35,7 @@ from lightning_tricks.callbacks._norm_layers import (
 from lightning_tricks.callbacks._norm_nonfinite import first_nonfinite, nonfinite_message
 from lightning_tricks.callbacks._norm_recorder import NormRecorder, Record
 from lightning_tricks.callbacks._norm_summary import layer_table, step_metrics
+from lightning_tricks.callbacks._trainer import resumes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -158,6 +159,10 @@ class NormMonitor(OnlyLooks, Callback):
         self._history.load_state_dict(state_dict["history"])
         self._counts = list(state_dict["counts"])
         self._first_nonfinite = state_dict["first"]
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep what was seen when weights are loaded for a validation or test."""
+        resumes(self, trainer, checkpoint)
 
     # What was seen
 
@@ -326,18 +331,19 @@ class NormMonitor(OnlyLooks, Callback):
             recorder.watch(trainer.global_step, self._members[number])
         elif self._alarm:
             self._watching = False
-            self._open(trainer, number)
-            if self._record is not None:  # too late to measure after clipping
-                recorder.measure_gradients(self._record)
-                recorder.measure_before_update(self._record, clipping=None if self._clipping else False)
+            record = self._open(trainer, number)
+            recorder = self._current_recorder(trainer)
+            recorder.measure_gradients(record)  # too late to measure after clipping
+            recorder.measure_before_update(record, clipping=None if self._clipping else False)
         return self._record
 
-    def _open(self, trainer: Trainer, number: int) -> None:
+    def _open(self, trainer: Trainer, number: int) -> Record:
         recorder = self._current_recorder(trainer)
         if recorder.is_full:  # a batch with very many optimizer steps
             self._flush(trainer, write=False)
         scale = self._loss_scale(trainer, number)
-        self._record = recorder.begin(trainer.global_step, number, self._members[number], scale)
+        self._record = record = recorder.begin(trainer.global_step, number, self._members[number], scale)
+        return record
 
     def _current_recorder(self, trainer: Trainer) -> NormRecorder:
         """Return the recorder of the layers as they are now; a parameter that came or went asks for a new one."""

@@ -34,11 +34,12 @@ def where_it_began(
     """Return the layer in which something non-finite began.
 
     Gradients flow backward and break the weights that they update, so it is the last broken layer in forward order;
-    where that is the last layer of all, and not the only one, the gradient came broken from the loss.
+    where that is the last layer of all, and not the only one, the gradient came broken from the loss. A step without
+    any gradient tells no order: then it is the first of the broken layers.
     """
     order = in_forward_order(with_gradient, first_use)
     last = max(broken, key=lambda name: order.index(name) if name in order else -1)
-    return LOSS if last == order[-1] and (len(broken) > 1 or quantity == "gradient") else last
+    return LOSS if last in order[-1:] and (len(broken) > 1 or quantity == "gradient") else last
 
 
 def nonfinite_message(step: int, layer: str, quantity: str) -> str:

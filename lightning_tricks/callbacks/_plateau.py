@@ -23,7 +23,7 @@ from lightning_tricks.callbacks._keeper import BestKeeper
 from lightning_tricks.callbacks._lr_scale import ByGroup, Reducer, reduce_all
 from lightning_tricks.callbacks._settings import report_changes
 from lightning_tricks.callbacks._stop_request import StopRequest
-from lightning_tricks.callbacks._trainer import is_dry_run
+from lightning_tricks.callbacks._trainer import is_dry_run, resumes
 
 
 class Reduction(NamedTuple):
@@ -250,8 +250,8 @@ class ReduceLROnPlateau(Callback):
         self._keeper.save(trainer, pl_module, checkpoint)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take the best weights out of the checkpoint."""
-        if trainer.state.fn == TrainerFn.FITTING:
+        """Take the best weights out of the checkpoint, unless it is loaded for a validation or test."""
+        if resumes(self, trainer, checkpoint):
             self._keeper.load(pl_module, checkpoint)
 
     def state_dict(self) -> dict[str, Any]:

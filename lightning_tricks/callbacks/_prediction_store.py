@@ -68,11 +68,8 @@ class ColumnStore:
         (self.folder / "layout.json").write_text(json.dumps({"rows": self.rows, "columns": self._layout}))
 
     def _news(self, layout: Mapping[str, Any]) -> str:
-        for name in [*self._layout, *layout]:
-            before, now = self._layout.get(name), layout.get(name)
-            if before != now:
-                return f"{name!r} was {_described(before)} and now is {_described(now)}"
-        return "their order changed"
+        name = next(name for name in [*self._layout, *layout] if self._layout.get(name) != layout.get(name))
+        return f"{name!r} was {_described(self._layout.get(name))} and now is {_described(layout.get(name))}"
 
 
 def _described(column: tuple[str, list[int]] | None) -> str:

@@ -14,6 +14,7 @@ from lightning_tricks._base import (
     require_extra,
 )
 from lightning_tricks.callbacks._stop_request import StopRequest
+from lightning_tricks.callbacks._trainer import resumes
 
 
 class Reportable(Protocol):
@@ -93,6 +94,10 @@ class PruningCallback(Callback):
         self.validations = state_dict["validations"]
         self.best_value = state_dict["best_value"]
         self.best_epoch = state_dict["best_epoch"]
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep what was seen when weights are loaded for a validation or test."""
+        resumes(self, trainer, checkpoint)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begin a new fit."""

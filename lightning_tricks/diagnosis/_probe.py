@@ -60,10 +60,12 @@ class Probe:
     @cached_property
     def batch(self) -> Any:
         """A training batch of up to 32 samples, on the model's device; made without the loader's sampler."""
-        if self.train is None or not self.samples:
-            raise LookupError("no training batch could be made without moving the loader on")
-        size = max(2, min(_BATCH, batch_size_of(self.train) or _BATCH, len(self.samples)))
+        size = max(2, min(_BATCH, self._batch_size or _BATCH, len(self.samples)))
         return self.collate(self.samples[:size])
+
+    @property
+    def _batch_size(self) -> int | None:
+        return None if self.train is None else batch_size_of(self.train)
 
     @property
     def inputs(self) -> Tensor:
@@ -194,9 +196,7 @@ class Probe:
 
     def collate(self, samples: Sequence[Any]) -> Any:
         """Return samples as a batch on the model's device."""
-        if self.train is None:
-            raise LookupError("there is no training loader")
-        collate = self.train.collate_fn if batch_size_of(self.train) is not None else default_collate
+        collate = default_collate if self.train is None or self._batch_size is None else self.train.collate_fn
         return self._transfer(move_data_to_device(collate(list(samples)), self.model.device))
 
     @torch.no_grad()

@@ -56,10 +56,9 @@ def exploding_gradient(evidence: Evidence, t: Thresholds) -> Finding | None:
 def _growth_through_depth(evidence: Evidence) -> tuple[float, str, str] | None:
     """Return factor, layer and quantity of whatever grows most through the network at the beginning."""
     found = []
-    if evidence.norms:
-        known = _known(evidence.norms[0])
-        if len(known) > 2 and known[-1][1] > 0:
-            found.append((known[0][1] / known[-1][1], known[0][0], "gradients (backward)"))
+    known = _known(evidence.norms[0])
+    if len(known) > 2 and known[-1][1] > 0:
+        found.append((known[0][1] / known[-1][1], known[0][0], "gradients (backward)"))
     if evidence.activity:
         seen = [a for a in evidence.activity[0] if a.std > 0]
         if len(seen) > 2:

@@ -259,7 +259,8 @@ def _row(full: str, module: nn.Module, parameter: Tensor, choice: Choice) -> Ini
     values = parameter.detach()
     if hasattr(values, "full_tensor"):
         values = values.full_tensor()
-    std = float(values.float().std(correction=0)) if values.numel() and not values.is_meta else float("nan")
+    values = values if values.is_complex() else values.float()
+    std = float(values.std(correction=0)) if values.numel() and not values.is_meta else float("nan")
     return InitRow(full, tuple(parameter.shape), type(module).__name__, choice.rule, choice.why, std)
 
 

@@ -65,8 +65,9 @@ def choose(model: nn.Module, plan: "Plan") -> Callable[[str, nn.Module, str], Ch
         if name == plan.head and key == "bias" and plan.bias is not None:
             return Choice("class log-frequencies", "classification head", partial(_log_frequencies, plan.class_counts))
         ends = (name, name.removesuffix(".out_proj"))
-        if plan.branch_scale is not None and key == "weight" and any(end in plan.flow.branch_ends for end in ends):
-            return _scale_branch(choice, plan.branch_scale)
+        at_end = key == "weight" and any(end in plan.flow.branch_ends for end in ends)
+        if plan.branch_scale is not None and choice.fill is not None and at_end:
+            return _scale_branch(choice, choice.fill, plan.branch_scale)
         return choice
 
     return for_parameter
@@ -109,11 +110,7 @@ def _log_frequencies(counts: Sequence[float], bias: Tensor, generator: Generator
     bias.copy_(logs if len(bias) == len(counts) else logs[1] - logs[0])
 
 
-def _scale_branch(choice: Choice, scale: float) -> Choice:
-    if choice.fill is None:
-        return choice
-    fill = choice.fill
-
+def _scale_branch(choice: Choice, fill: Fill, scale: float) -> Choice:
     def scaled(weight: Tensor, generator: Generator) -> None:
         fill(weight, generator)
         weight.mul_(scale)

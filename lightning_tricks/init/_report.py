@@ -68,10 +68,9 @@ class InitReport:
     def __str__(self) -> str:
         """Return what was done as aligned text."""
         lines = [
-            f"init_weights({self.scheme!r}): {len(self.matched)} parameters set, {len(self.left_alone)} left alone"
+            f"init_weights({self.scheme!r}): {len(self.matched)} parameters set, {len(self.left_alone)} left alone",
+            self.source,
         ]
-        if self.source:
-            lines.append(self.source)
         body = [(*(str(cell) for cell in row[:5]), f"{row[5]:.4g}") for row in self.table()]
         lines += _aligned([COLUMNS, *body])
         if self.signals:

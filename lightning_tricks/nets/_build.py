@@ -5,7 +5,7 @@ from typing import Any
 import torchvision
 from torch import nn
 
-from lightning_tricks._base import UserInputError, check_choice, check_range
+from lightning_tricks._base import check_choice, check_range
 
 
 def build_net(
@@ -76,11 +76,6 @@ def _replace_head(net: nn.Module, num_classes: int, dropout: float) -> None:
 
 def _replace_stem(net: nn.Module, in_channels: int) -> None:
     path, stem = next((n, m) for n, m in net.named_modules() if isinstance(m, nn.Conv2d))
-    if stem.in_channels != 3:
-        raise UserInputError(
-            f"in_channels={in_channels} needs a first convolution over 3 channels to replace, "
-            f"but {type(net).__name__} starts with {stem}."
-        )
     parent, key = _parent(net, path)
     new = nn.Conv2d(
         in_channels,
