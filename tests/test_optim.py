@@ -41,6 +41,7 @@ def test_every_trainable_parameter_is_in_exactly_one_group(makers, share):
             param_groups(model, 0.1)
         return
     groups = param_groups(model, 0.1)
+    assert [g["name"] for g in groups] == sorted({g["name"] for g in groups} & {"decay", "no_decay"})
     grouped = [id(p) for g in groups for p in g["params"]]
     assert sorted(grouped) == sorted(trainable)
     for group in groups:
