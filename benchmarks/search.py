@@ -124,7 +124,9 @@ def report(store: Path) -> dict[str, Any]:
             cells = [list(table.get((task, s, budget), {}).values()) for s in samplers]
             if any(cells):
                 row = "".join(f"{np.mean(c):8.3f}/{np.median(c):5.3f}" if c else f"{'-':>14}" for c in cells)
-                print(f"{task:10}{budget:>4}{row}   n={max(map(len, cells))}")
+                most = max(map(len, cells))
+                fewer = "".join(f", {s} {len(c)}" for s, c in zip(samplers, cells, strict=True) if 0 < len(c) < most)
+                print(f"{task:10}{budget:>4}{row}   n={most}{fewer}")
     print(f"{'mean/median':14}" + "".join(f"{s:>14}" for s in samplers))
     return {"geometric_mean_of_mean_regret": _relative(table, samplers), "wins_of_c2f": _wins(table, samplers)}
 
