@@ -438,7 +438,9 @@ def test_attention_drops_its_weights_and_changes_nothing_else(options):
     torch.manual_seed(0)
     query, key = torch.randn(3, 4, 5, 8), torch.randn(3, 2 if "enable_gqa" in options else 4, 5, 8)
     value = torch.eye(5).expand(*key.shape[:2], 5, 5)
-    net = Mechanism(lambda q: F.scaled_dot_product_attention(q, key[: len(q)], value[: len(q)], dropout_p=0.5, **options))
+    net = Mechanism(
+        lambda q: F.scaled_dot_product_attention(q, key[: len(q)], value[: len(q)], dropout_p=0.5, **options)
+    )
     weights = F.scaled_dot_product_attention(query, key, value, **options)
     samples = mc_forward(net, query, samples=40, seed=0)
     dropped = samples == 0
@@ -520,7 +522,7 @@ def test_lifted_gives_each_sample_an_input_of_its_own():
     loop = mc_forward(Writes(), ROWS, engine="loop", **options)
     torch.testing.assert_close(mc_forward(Writes(), ROWS, engine="lifted", **options), loop)
     assert torch.equal(ROWS, before)
-    with pytest.raises(UserInputError, match="engine='vmap' does not suit Writes: vmap: .*Use 'auto'"):
+    with pytest.raises(UserInputError, match=r"engine='vmap' does not suit Writes: vmap: .*Use 'auto'"):
         mc_forward(Writes(), ROWS, engine="vmap", **options)
 
 

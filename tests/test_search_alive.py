@@ -285,7 +285,9 @@ def fake(tmp_path, monkeypatch):
         return begun[-1]
 
     def make(runner, chosen, at_work=lambda job: None, **options):
-        monkeypatch.setattr("lightning_tricks.tune._stack_runner.StackRun", lambda job, _: start(FakeStack, job, at_work))
+        monkeypatch.setattr(
+            "lightning_tricks.tune._stack_runner.StackRun", lambda job, _: start(FakeStack, job, at_work)
+        )
         job = Job(tmp_path, {}, Slope, Tiny(), "val_loss", "min", 0)
         pool = SimpleNamespace(
             job=job, workers=1, grace=120.0, context=None, run=lambda job, place: start(FakeRun, job, at_work)

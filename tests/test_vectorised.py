@@ -407,7 +407,7 @@ def hooked(net):
         (lambda: nn.Sequential(tied := nn.Linear(6, 6), nn.Tanh(), tied), (5, 6), "vmap"),
     ],
     ids=[
-        "sequences", "flat already", "pooled sequences", "maps out", "half flattened", "circular", "groups of the input",
+        "sequences", "flat already", "pooled", "maps out", "half flattened", "circular", "groups of the input",
         "groups", "norm of the input", "groups norm of the input", "norm of maps", "frozen norm", "hook", "tied",
     ],
 )  # fmt: skip
@@ -447,7 +447,13 @@ def test_the_stacked_optimizer_is_torchs(kind):
 
 
 def test_clipping_by_value_is_each_models_own():
-    options = {**CPU, "max_epochs": 1, "precision": "64-true", "gradient_clip_val": 1e-3, "gradient_clip_algorithm": "value"}
+    options = {
+        **CPU,
+        "max_epochs": 1,
+        "precision": "64-true",
+        "gradient_clip_val": 1e-3,
+        "gradient_clip_algorithm": "value",
+    }
     settings = ((0.1, 0.0, 0.0), (1.0, 0.0, 0.0))
     stacked = make_models("mlp", "sgd", settings)
     lt.fit_stacked(stacked, digits(), trainer=options)
@@ -673,7 +679,10 @@ def test_what_cannot_be_stacked_is_refused_with_the_reason(make, sentence):
         ({"trainer": {"devices": 2, "strategy": "ddp_fork", **CPU}}, "trains on one device"),
         ({"monitor": "val_los"}, "'val_los' is not logged in validation; logged are val_loss"),
         ({"trainer": {"callbacks": [Chatty()]}}, "callbacks belong to each model"),
-        ({"trainer": {"plugins": [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))], **CPU}}, "bf16-mixed"),
+        (
+            {"trainer": {"plugins": [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))], **CPU}},
+            "bf16-mixed",
+        ),
     ],
 )
 def test_options_that_a_stack_cannot_keep_are_refused(options, sentence):
@@ -703,7 +712,9 @@ def test_data_that_a_stack_cannot_learn_from_is_refused(data, sentence):
 
 def test_rules_about_metrics_that_nobody_logs_name_those_that_are():
     callbacks = [[lt.EarlyStopping("val_los", patience=1, restore_best=False)]]
-    with pytest.raises(MissingMetricError, match=r"monitors 'val_los', but .* Logged in validation: val_loss, val_right"):
+    with pytest.raises(
+        MissingMetricError, match=r"monitors 'val_los', but .* Logged in validation: val_loss, val_right"
+    ):
         lt.fit_stacked([Handmade()], digits(), callbacks=callbacks, trainer={**CPU, "max_epochs": 1})
 
 

@@ -123,7 +123,9 @@ class MCEngine:
     def deterministic(self, *inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Any:
         """Return the output with dropout off, as the model gives it in eval mode."""
         with borrowed(self.model, self.seed):
-            args, named = Batch(self._call, inputs, dict(kwargs or {}), None).map(Tensor.clone)  # nets may overwrite them
+            args, named = Batch(self._call, inputs, dict(kwargs or {}), None).map(
+                Tensor.clone
+            )  # nets may overwrite them
             out = self._call(*args, **named)
         return self._restored(out)
 
