@@ -225,7 +225,8 @@ def test_pickled_sampler_goes_on(alone):
 def test_another_process_may_ask_for_a_trials_parameters(tmp_path, alone):
     """A trial that one process has begun gets the same point where its number was sent to."""
     study = study_of(CoarseToFineSampler(32, seed=0), journal(tmp_path / "j"))
-    for _ in range(18):
+    study.optimize(bowl, n_trials=16)
+    for _ in range(2):
         trial = study.ask()
         there = study_of(CoarseToFineSampler(32, seed=0), journal(tmp_path / "j"))
         study.tell(trial, bowl(optuna.trial.Trial(there, trial._trial_id)))

@@ -184,8 +184,6 @@ class MCEngine:
             try:
                 out = self._passes.loop(batch, one, tape)
             except EngineUnfitError as error:
-                if tape is None:
-                    raise
                 tape, report.prefix_shared = None, False
                 report.notes.append(f"the prefix could not be replayed later on: {error}")
                 out = self._passes.loop(batch, one)
