@@ -444,3 +444,38 @@ def test_bad_batches_get_a_sentence(images):
         BatchAugment([GaussianBlur(41)])(images, index=index, epoch=0)
     with pytest.raises(UserInputError, match=r"boxes must be \(B, N, 4\)"):
         augment(images, index=index, epoch=0, boxes=torch.zeros(N, 4))
+    with pytest.raises(UserInputError, match=r"must end in channels, height and width, but got \(8, 8\)"):
+        augment.plan(index, 0, (8, 8))
+    with pytest.raises(UserInputError, match=r"a value for each of 4 channels, but pictures have 3"):
+        BatchAugment([Erase(1.0, value=(0.1, 0.2, 0.3, 0.4))])(images, index=index, epoch=0)
+    with pytest.raises(
+        UserInputError, match=r"expects samples that are an image or .*, but the collated batch is a dict"
+    ):
+        AugmentCollate(augment)([({"x": images[0]}, 0, 0)])
+
+
+def test_collate_takes_bare_pictures_and_keys_have_the_length_of_their_sampler(images):
+    augment = BatchAugment([HorizontalFlip(0.5)], seed=3)
+    out = AugmentCollate(augment)([(images[i], i, 2) for i in range(N)])
+    assert torch.equal(out, augment(images, index=torch.arange(N), epoch=2).images)
+    assert len(KeyedSampler(range(5))) == 5
+    with pytest.raises(TypeError, match="generator has no length"):
+        len(KeyedSampler(i for i in range(5)))
+
+
+def test_colours_and_edges_that_are_not_there_stay(images):
+    grey, index = images[:, :1], torch.arange(N)
+    assert torch.equal(
+        BatchAugment([Hue(0.4)], seed=0)(grey, index=index, epoch=0).images,
+        BatchAugment([])(grey, index=index, epoch=0).images,
+    )
+    thin = images[..., :2].contiguous()
+    plain = BatchAugment([])(thin, index=index, epoch=0).images
+    assert torch.equal(BatchAugment([Sharpness(0.5)], seed=0)(thin, index=index, epoch=0).images, plain)
+
+
+def test_an_augmentation_says_what_it_does():
+    assert (
+        repr(BatchAugment([HorizontalFlip(0.5)], seed=4))
+        == "BatchAugment([HorizontalFlip(p=0.5)], seed=4, where='auto')"
+    )

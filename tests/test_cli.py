@@ -4,13 +4,15 @@ import csv
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from wandb_file import WandbRun
 
-from lightning_tricks.cli import _main, main
-from lightning_tricks.cli._demo import digits, run_demo
+from lightning_tricks._base import UserInputError
+from lightning_tricks.cli import _main, _usage, main
+from lightning_tricks.cli._demo import _make_folder, digits, run_demo
 from lightning_tricks.modules import Classifier
 from lightning_tricks.nets import ConvNet
 
@@ -121,6 +123,49 @@ def test_errors_are_one_sentence_unless_debug(error, code, message, monkeypatch,
     if code == 1:
         with pytest.raises(type(error)):
             main(["demo", "--debug"])
+
+
+def test_a_reader_that_has_gone_is_no_error(monkeypatch):
+    closed = []
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(close=lambda: closed.append(True)))
+    monkeypatch.setattr(_main, "_run", raising(BrokenPipeError()))
+    assert main(["demo"]) == 1
+    assert closed == [True]
+
+
+def raising(error):
+    def run(_):
+        raise error
+
+    return run
+
+
+def test_a_package_that_is_missing_is_said():
+    assert _main._installed("no such package") == "not installed"
+
+
+def test_a_configuration_that_does_not_fit_is_one_sentence_and_other_errors_stay():
+    error = ValueError("Does not validate: something")
+    assert isinstance(_usage.complaint(error), _usage.UsageError)
+    other = ValueError("of another kind")
+    assert _usage.complaint(other) is other
+    with pytest.raises(UserInputError, match="too small"):
+        _usage.make(SimpleNamespace(instantiate_classes=refuse), None)
+
+
+def refuse(config):
+    try:
+        raise UserInputError("too small")
+    except UserInputError as error:
+        raise ValueError("Problem with given class") from error
+
+
+def test_an_earlier_demo_is_emptied(tmp_path):
+    logger = SimpleNamespace(experiment=None)
+    _make_folder(tmp_path / "out", logger)
+    (tmp_path / "out" / "old.txt").touch()
+    _make_folder(tmp_path / "out", logger)
+    assert not (tmp_path / "out" / "old.txt").exists()
 
 
 def test_wrong_arguments_exit_with_two(capsys):

@@ -49,6 +49,7 @@ WRONG = {
     ),
     "no model": (["fit"], "this command needs a value for --model."),
     "no data": (["fit", *MODEL], "there is no data: give --data and the class path of a LightningDataModule."),
+    "no data to check": (["check", *MODEL], "there is no data: give --data"),
     "no data to tune on": (["tune", *MODEL, *SPACE, '{"model.lr": [1, 2]}'], "there is no data: give --data"),
     "an unknown option": (["fit", *MODEL, "--modl=x"], "unrecognized arguments: --modl=x"),
     "an unknown trainer option": (["fit", *MODEL, "--trainer.max_epoch=3"], "unrecognized arguments: --trainer.max_ep"),

@@ -3,6 +3,7 @@
 import gc
 import weakref
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from wandb_file import WandbRun
 
 from lightning_tricks import MLP, Classifier, TabularDataModule, cross_validate
 from lightning_tricks._base import UserInputError, derive_seed
-from lightning_tricks.tune._cv_result import CVResult, FoldResult
+from lightning_tricks.tune._cross_validate import _gather
+from lightning_tricks.tune._cv_result import CVResult, FoldResult, count_rows
 
 N = 60
 X = np.random.default_rng(0).normal(size=(N, 4))
@@ -267,6 +269,20 @@ def test_standard_errors():
     assert result.predictions is None
     with pytest.raises(UserInputError, match="metric must be one of a, but got 'b'"):
         result.mean("b")
+
+
+def test_one_fold_has_no_standard_error_and_rows_are_counted():
+    result = CVResult.of([FoldResult({"val_acc": 1.0}, [0], 1, torch.tensor([1]))], repeats=1)
+    with pytest.raises(UserInputError, match="a standard error needs at least 2 folds, but there is 1"):
+        result.standard_error("val_acc")
+    rows = torch.zeros(3, 2)
+    assert [count_rows(each) for each in (rows, {"mean": rows}, (rows, rows))] == [3, 3, 3]
+
+
+def test_ranks_that_share_a_model_are_refused():
+    trainer = SimpleNamespace(world_size=2, distributed_sampler_kwargs={"num_replicas": 1, "rank": 0})
+    with pytest.raises(UserInputError, match=r"several ranks share a model\. Use strategy='ddp', or one device"):
+        _gather(trainer, {}, [], None)
 
 
 def test_predictions_may_be_dicts_and_tuples():

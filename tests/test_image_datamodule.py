@@ -1,6 +1,7 @@
 """Pictures: from every source, standardised without leaks, augmented alike everywhere; and every bad input."""
 
 from itertools import chain
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ from helpers import quiet_trainer, run_ranks
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from torchvision.datasets import ImageFolder
 
 from lightning_tricks import DigitsDataModule, ImageDataModule
 from lightning_tricks._base import UserInputError, rng_state
+from lightning_tricks.data._image_datasets import _in_memory, _labels_of
 from lightning_tricks.data.augment import BatchAugment, GaussianNoise, HorizontalFlip, MixUp, Rotate
 
 N = 60
@@ -377,6 +379,49 @@ def test_wrong_folders_get_a_sentence(folder, tmp_path):
         ImageDataModule.from_folder(folder)
 
 
+def test_options_for_folders_are_checked(folder):
+    with pytest.raises(UserInputError, match=r"one number or \(height, width\), but got \(1, 2, 3\)"):
+        ImageDataModule.from_folder(folder, size=(1, 2, 3))
+    with pytest.raises(UserInputError, match="channels must be 1 or 3, but got 2"):
+        ImageDataModule.from_folder(folder, channels=2)
+
+
+def test_transparent_pictures_get_a_sentence_or_are_flattened(tmp_path):
+    for name in ("ant", "bee"):
+        for i in range(5):
+            save(tmp_path / name / f"{i}.png", np.full((6, 5 + i, 4), 255, np.uint8))
+    with pytest.raises(UserInputError, match=r"1 or 3 channels, but .*ant/0.png has 4 \(transparency\)"):
+        ImageDataModule.from_folder(tmp_path, size=(4, 4)).setup()
+    data = ImageDataModule.from_folder(tmp_path, size=(4, 4), channels=1, normalize="none")
+    x, _ = next(iter(data.train_dataloader()))
+    assert x.shape[1:] == (1, 4, 4)
+    assert (x == 1).all()
+
+
+def test_a_folder_in_three_parts_keeps_them_and_leaves_other_files_alone(tmp_path):
+    for part, count in (("train", 6), ("val", 3), ("test", 2)):
+        for name in ("ant", "bee"):
+            for i in range(count):
+                save(tmp_path / part / name / f"{i}.png", np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
+            (tmp_path / part / name / "notes.txt").write_text("not a picture")
+    data = ImageDataModule.from_folder(tmp_path)
+    data.setup()
+    assert {name: len(part) for name, part in data.parts.items()} == {"train": 12, "val": 6, "test": 4}
+
+
+def test_pictures_are_looked_at_once_and_many_are_measured_by_a_sample(folder, monkeypatch):
+    data = ImageDataModule.from_folder(folder)
+    data.setup()
+    monkeypatch.setattr(type(data._images), "_head", lambda *_: pytest.fail("looked at again"))
+    data._images.check()
+    monkeypatch.setattr("lightning_tricks.data._image.MAX_DECODED", 5)
+    measured = data._measured(range(3, 20))
+    assert len(set(measured)) == 5
+    assert measured == sorted(measured) == data._measured(range(3, 20))
+    assert set(measured) <= set(range(3, 20))
+    assert data._measured([4, 2, 9]) == [4, 2, 9]
+
+
 def test_unreadable_folder_gets_a_sentence(folder, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
@@ -449,6 +494,33 @@ def test_pil_pictures_and_class_names(folder):
     assert x.shape == (12, 3, 6, 5)
 
 
+class Untouched(Dataset):
+    """Keeps its labels as a list, so that no picture has to be read for them."""
+
+    def __init__(self, labels):
+        self.targets = labels
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, i):
+        raise AssertionError("read")
+
+
+def test_labels_of_joined_datasets_are_read_without_the_pictures(folder):
+    joined = ConcatDataset([Untouched([0, 1, 2]), Subset(Untouched([3, 4, 5]), [2, 0])])
+    assert _labels_of(joined) == [0, 1, 2, 5, 3]
+    assert _in_memory({"train": ImageFolder(folder)}) is None, "its pictures are in files"
+
+
+def test_only_the_first_rank_shows_a_batch(images, labels):
+    data = ImageDataModule.from_arrays(images, labels, log_batch=True)
+    data.trainer = SimpleNamespace(is_global_zero=False, loggers=[None])
+    data.show_batch = lambda: pytest.fail("drawn on another rank")
+    data._log_batch_once()
+    assert data._batch_is_logged, "asked once"
+
+
 def test_float_pictures_are_taken_as_ready(images, labels):
     ready = TensorDataset(images.float() / 100, labels)
     data = ImageDataModule.from_datasets(ready)
@@ -484,6 +556,11 @@ class Unlabelled(Dataset):
             r"same shape and dtype, but sample \d+ is uint8 \(1, 4, 4\) and sample 7 is uint8 \(3, 4, 4\)|sample 7",
         ),
         (Strange(), "must be PIL images or tensors, but sample 0 is a str"),
+        (
+            TensorDataset(torch.zeros(20, 1, 4, 4).long(), torch.arange(20) % 2),
+            r"or float \(C, H, W\), but sample 0 is int64",
+        ),
+        (TensorDataset(torch.zeros(20, 4, 4), torch.arange(20) % 2), r"or float \(C, H, W\), but sample 0 is float32"),
         (Unlabelled(), "but sample 0 is a Tensor: labels are missing"),
         (Subset(Noisy(), []), "dataset is empty"),
         (iter([]), "Iterable datasets cannot be split"),
@@ -550,6 +627,7 @@ def test_torchvision_keeps_its_test_part(tmp_path):
         (np.zeros((9, 8, 8), np.uint8), [0, 1, float("nan")] * 3, "3 are NaN"),
         (np.zeros((9, 8, 8), np.uint8), [0, 1, 0.5] * 3, "whole numbers"),
         (np.zeros((9, 8, 8), np.uint8), ["a", "", None] * 3, "6 are empty"),
+        (np.zeros((9, 8, 8), np.uint8), np.zeros((9, 2)), r"labels of shape \(9, 2\)"),
     ],
 )
 def test_bad_arrays_get_a_sentence(images, labels, message):
@@ -568,11 +646,26 @@ def test_bad_arrays_get_a_sentence(images, labels, message):
         ({"normalize": ((0.5, 0.5), (0.1, 0.1))}, "one number per channel, 3 or 1, but got 2"),
         ({"classes": ["a", "b"]}, r"0..1 without gaps \(2 classes\), but got 0, 1, 2, 3"),
         ({"layout": "CHWN"}, "layout must be one of"),
+        ({"layout": "NHW"}, r"layout NHW needs 3 axes, but images have shape \(60, 3, 8, 8\)"),
     ],
 )
 def test_bad_options_get_a_sentence(images, labels, options, message):
     with pytest.raises(UserInputError, match=message):
         ImageDataModule.from_arrays(images, labels, **options).setup()
+
+
+def test_labels_may_be_a_column_and_whole_floats(images, labels):
+    plain = ImageDataModule.from_arrays(images, labels)
+    for same in (labels[:, None], labels.double(), labels.numpy().astype("float32")[:, None]):
+        data = ImageDataModule.from_arrays(images, same, layout="NCHW")
+        assert torch.equal(data._images.labels, plain._images.labels)
+        assert data.classes == plain.classes
+
+
+def test_names_must_be_among_the_classes(images):
+    names = ["ant", "bee", "cow", "dog"] * 15
+    with pytest.raises(UserInputError, match="must be among the classes ant, bee, but got cow, dog"):
+        ImageDataModule.from_arrays(images, names, classes=["ant", "bee"])
 
 
 def test_a_class_with_too_few_samples_is_named(images):

@@ -13,6 +13,7 @@ from torch import nn
 from lightning_tricks import mc_forward
 from lightning_tricks._base import UserInputError, rng_state
 from lightning_tricks.uncertainty import MCEngine
+from lightning_tricks.uncertainty._engine_plan import distance
 
 
 def head_net():
@@ -186,6 +187,8 @@ def test_the_input_is_not_overwritten():
         before = x.clone()
         mc_forward(net, x, samples=3, engine=engine)
         assert torch.equal(x, before)
+    MCEngine(net, samples=3).deterministic(x)
+    assert torch.equal(x, before)
 
 
 @pytest.mark.parametrize(
@@ -400,3 +403,244 @@ def test_samples_that_are_equal_by_chance_are_no_error():
     net = nn.Sequential(nn.Dropout(0.05), nn.Linear(2, 1))
     for seed in range(5):
         assert mc_forward(net, torch.ones(1, 2), samples=2, seed=seed).shape == (2, 1, 1)
+
+
+# Calls and nets that people write less often.
+
+
+class Mechanism(nn.Module):
+    """One call, and what only training mode brings."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.call = call
+
+    def forward(self, *inputs):
+        return self.call(*inputs)
+
+
+ROWS = torch.linspace(-1, 1, 6 * 8).reshape(6, 8)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"is_causal": True},
+        {"attn_mask": torch.ones(5, 5, dtype=torch.bool).triu()},
+        {"attn_mask": torch.ones(5, 5, dtype=torch.bool).tril(-1)},  # the first query sees nothing
+        {"attn_mask": torch.linspace(-3, 3, 25).reshape(5, 5), "scale": 0.3},
+        {"enable_gqa": True},
+    ],
+    ids=["causal", "booleans", "nothing to see", "numbers", "grouped queries"],
+)
+def test_attention_drops_its_weights_and_changes_nothing_else(options):
+    """With the unit matrix for values the output is the weights: each is 0, or torch's own over 1 - p."""
+    torch.manual_seed(0)
+    query, key = torch.randn(3, 4, 5, 8), torch.randn(3, 2 if "enable_gqa" in options else 4, 5, 8)
+    value = torch.eye(5).expand(*key.shape[:2], 5, 5)
+    net = Mechanism(
+        lambda q: F.scaled_dot_product_attention(q, key[: len(q)], value[: len(q)], dropout_p=0.5, **options)
+    )
+    weights = F.scaled_dot_product_attention(query, key, value, **options)
+    samples = mc_forward(net, query, samples=40, seed=0)
+    dropped = samples == 0
+    torch.testing.assert_close(torch.where(dropped, weights / 0.5, samples), (weights / 0.5).expand_as(samples))
+    assert dropped[:, weights > 0].float().mean() == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: torch.dropout(input=x, p=0.5, train=True),
+        lambda x: F.dropout(input=x, p=0.5),
+        lambda x: torch.bernoulli(input=torch.full_like(x, 0.5)) * x * 2,
+        lambda x: (torch.rand_like(input=x) < 0.5) * x * 2,
+        lambda x: (torch.rand(size=x.shape) < 0.5) * x * 2,
+        lambda x: F.rrelu(input=-x.abs(), lower=0.0, upper=1.0, training=True).sign() * x * 2 * (torch.rand(()) < 0.5),
+    ],
+    ids=["torch.dropout", "F.dropout", "bernoulli", "rand_like", "rand", "rrelu"],
+)
+def test_arguments_may_be_named(call):
+    samples = mc_forward(Mechanism(call), ROWS, samples=60, seed=0)
+    assert ((samples.abs() < 1e-6) | ((samples.abs() - 2 * ROWS.abs()).abs() < 1e-6)).all()
+    assert (samples == 0).float().mean() == pytest.approx(0.5, abs=0.2)
+
+
+def test_what_rests_says_what_it_says_in_eval_mode():
+    """Only the Dropout is chosen: slopes, attention and recurrent layers before it give their plain numbers."""
+
+    class Resting(nn.Module):
+        def __init__(self, first):
+            super().__init__()
+            self.first, self.drop = first, nn.Dropout(0.5)
+
+        def forward(self, x):
+            out = self.first(x)
+            return self.drop(out[0] if isinstance(out, tuple) else out)
+
+    x = ROWS.reshape(2, 3, 8)
+    for first in (nn.RReLU(0.1, 0.9), nn.LSTM(8, 4, num_layers=2, dropout=0.4), nn.GRU(8, 4), nn.RReLU(0.3, 0.3)):
+        net = Resting(first).eval()
+        plain = net(x)
+        samples = mc_forward(net, x, samples=20, seed=0, layers=["drop"])
+        assert ((samples == 0) | torch.isclose(samples, 2 * plain)).all()
+    constant = Resting(nn.RReLU(0.3, 0.3)).eval()
+    assert ((samples == 0) | torch.isclose(mc_forward(constant, x, samples=20, seed=0), 2 * constant(x))).any()
+
+
+def test_everything_may_be_dropped():
+    """AlphaDropout(1) gives zeros, as in torch."""
+    net = nn.Sequential(nn.AlphaDropout(1.0), nn.Linear(8, 3), nn.Dropout(0.5)).eval()
+    samples = mc_forward(net, ROWS, samples=10, seed=0)
+    assert torch.equal(samples.amax(dim=(0, 1)).clamp(min=0), (2 * net[1].bias).clamp(min=0))
+
+
+class Writes(nn.Module):
+    """Writes over its input, which vmap can only do if every sample has its own."""
+
+    def forward(self, x, *, shift):
+        x[:, 0] = F.dropout(x, 0.5, training=True)[:, 1] + shift
+        return x
+
+
+class Adds(nn.Module):
+    def forward(self, x):
+        x += F.dropout(x, 0.5, training=True)
+        return x
+
+
+@pytest.mark.parametrize("engine", ["auto", "loop", "lifted", "repeat"])
+def test_a_net_that_adds_to_its_input_starts_anew_for_each_sample(engine):
+    run, x = MCEngine(Adds(), samples=6, seed=0, engine=engine), torch.ones(2, 5)
+    for _ in range(2):
+        assert set(run(x).unique().tolist()) == {1.0, 3.0}
+    assert torch.equal(x, torch.ones(2, 5))
+
+
+def test_lifted_gives_each_sample_an_input_of_its_own():
+    before, options = ROWS.clone(), {"samples": 4, "seed": 3, "kwargs": {"shift": torch.ones(())}}
+    loop = mc_forward(Writes(), ROWS, engine="loop", **options)
+    torch.testing.assert_close(mc_forward(Writes(), ROWS, engine="lifted", **options), loop)
+    assert torch.equal(ROWS, before)
+    with pytest.raises(UserInputError, match=r"engine='vmap' does not suit Writes: vmap: .*Use 'auto'"):
+        mc_forward(Writes(), ROWS, engine="vmap", **options)
+
+
+@pytest.mark.parametrize(
+    ("engine", "call", "reason"),
+    [
+        ("repeat", lambda x: F.dropout(x, training=True).mean(), "an output does not have one entry per row"),
+        ("repeat", lambda x: x @ F.dropout(torch.ones(8, 3), training=True), r"tensor without rows \(a weight\?\)"),
+        ("repeat", lambda x: x[:, torch.randperm(8)], "randperm is drawn for one sample at a time"),
+        ("vmap", lambda x: x * float(F.dropout(x, training=True).sum()), "vmap: .*item"),
+    ],
+)
+def test_an_engine_that_does_not_suit_is_refused_with_the_reason(engine, call, reason):
+    with pytest.raises(UserInputError, match=f"engine='{engine}' does not suit Mechanism: .*{reason}"):
+        mc_forward(Mechanism(call), ROWS, samples=3, engine=engine)
+
+
+def test_inputs_without_rows():
+    """A net that takes a number: there is no axis of rows, so nothing is cut, filled or repeated."""
+    net = Mechanism(lambda x: F.dropout(x * torch.ones(40), 0.5, training=True))
+    samples = mc_forward(net, torch.tensor(3.0), samples=5, seed=0, chunk_size=1)
+    assert samples.shape == (5, 40)
+    assert set(samples.unique().tolist()) == {0.0, 6.0}
+    with pytest.raises(UserInputError, match="repeat: the size of the batch is unknown"):
+        mc_forward(net, torch.tensor(3.0), samples=5, engine="repeat")
+
+
+class Hides(nn.Module):
+    """Computes where no torch function sees it, on a tensor that nobody holds afterwards."""
+
+    def forward(self, x):
+        h = torch.tanh(x)
+        with torch._C.DisableTorchFunction():
+            h = h * 2
+        return F.dropout(h, 0.5, training=True)
+
+
+class Grows(nn.Module):
+    """Makes one more call from its seventh pass on, or one fewer."""
+
+    def __init__(self, more):
+        super().__init__()
+        self.passes, self.more = 0, more
+
+    def forward(self, x):
+        self.passes += 1
+        x = torch.tanh(x)
+        if (self.passes > 6) == self.more:
+            x = x + 0
+        return F.dropout(x, 0.5, training=True)
+
+
+@pytest.mark.parametrize(
+    ("net", "note"),
+    [
+        (Hides(), "some of its computation is hidden from torch functions"),
+        (Grows(True), "could not be replayed later on: the calls before the first dropout differ"),
+        (Grows(False), "could not be replayed later on: the calls before the first dropout differ"),
+    ],
+    ids=["hidden", "a call more", "a call fewer"],
+)
+def test_a_prefix_that_cannot_be_replayed_is_computed_for_every_sample(net, note):
+    run = MCEngine(net, samples=3, seed=0, engine="loop")
+    for _ in range(2):
+        samples = run(ROWS)
+        plain = torch.tanh(ROWS) * (2 if isinstance(net, Hides) else 1)
+        assert ((samples == 0) | torch.isclose(samples, 2 * plain)).all()
+    assert (samples == 0).any()
+    assert not run.report.prefix_shared
+    assert note in str(run.report)
+
+
+class Branch(nn.Module):
+    """Noise and, in training mode, something that prediction has no use for."""
+
+    def __init__(self, extra):
+        super().__init__()
+        self.extra, self.noise = extra, Noise()
+
+    def forward(self, x):
+        x = self.noise(x)
+        return self.extra(x) if self.training else x
+
+
+class Noise(nn.Module):
+    def forward(self, x):
+        return x + torch.randn_like(x) if self.training else x
+
+
+def demands_targets(x):
+    raise ValueError("where are the targets?")
+
+
+@pytest.mark.parametrize("extra", [demands_targets, lambda x: (x, x), lambda x: x[:, :2]])
+def test_only_modules_that_draw_are_put_into_training_mode(extra):
+    run = MCEngine(Branch(extra), samples=200, seed=0)
+    samples = run(ROWS)
+    assert samples.shape == (200, 6, 8)
+    assert samples.std(0).mean() == pytest.approx(1, abs=0.05)
+    assert [site.name for site in run.report.sites] == ["noise#0"]
+
+
+def test_a_small_batch_is_filled_up_for_the_net_and_cut_again():
+    seen = []
+    net = Mechanism(lambda x: seen.append(len(x)) or F.dropout(x, 0.5, training=True))
+    samples = MCEngine(net, samples=3, seed=0, engine="loop", min_rows=4)(ROWS[:1])
+    assert set(seen) == {4}
+    assert torch.equal(samples, MCEngine(net, samples=3, seed=0, engine="loop")(ROWS[:1]))
+
+
+def test_head_of_a_net_without_layers_is_said():
+    with pytest.raises(UserInputError, match=r"looks for the last Linear or Conv layer, and ReLU has none"):
+        mc_forward(nn.ReLU(), ROWS, samples=2, insert="head", p=0.1)
+
+
+def test_distance_of_two_outputs():
+    one = (torch.tensor([1.0, torch.nan]), torch.empty(0))
+    assert distance(one, (torch.tensor([1.0, torch.nan]), torch.empty(0))) == 0
+    assert distance(one, (torch.tensor([2.0, torch.nan]), torch.empty(0))) == 1
+    assert distance(one, (torch.tensor([1.0, 0.0]), torch.empty(0))) == float("inf")
+    assert distance(one, (torch.tensor([1.0]), torch.empty(0))) == float("inf")

@@ -401,3 +401,94 @@ def test_temperature_is_fitted_and_applied():
     assert out["set"].gather(1, labels[:, None]).float().mean() >= 0.9
     with pytest.raises(UserInputError, match="calibrate is for multiclass logits"):
         MCDropoutPredictor(model, task="multilabel", samples=5).calibrate([])
+
+
+def dropping(width):
+    return nn.Sequential(nn.Dropout(0.5), nn.Linear(6, width))
+
+
+@pytest.mark.parametrize(
+    ("net", "options", "message"),
+    [
+        (dropping(1)[0], {"task": "multiclass"}, None),
+        (
+            nn.Sequential(dropping(1), nn.Flatten(0)),
+            {"task": "multiclass"},
+            r"must return \(B, C\) .*has shape \(11,\)",
+        ),
+        (
+            dropping(3),
+            {"task": "multiclass", "class_dim": 2},
+            r"class_dim=2 is no axis of one sample's shape \(11, 3\)",
+        ),
+    ],
+)
+def test_outputs_of_a_wrong_shape_are_said(net, options, message):
+    predictor = MCDropoutPredictor(net, samples=3, **options)
+    if message is None:
+        assert predictor.predict_step(X)["mean"].shape == (11, 6)
+        return
+    with pytest.raises(UserInputError, match=message):
+        predictor.predict_step(X)
+
+
+def test_batches_that_cannot_be_right_are_said():
+    predictor = MCDropoutPredictor(dropping(3), samples=3, task="multiclass")
+    with pytest.raises(UserInputError, match=r"For other batches pass split=lambda batch: \(inputs, targets\)"):
+        predictor.predict_step((1, 2, 3))
+    with pytest.raises(UserInputError, match="must hold tensors with rows, but got a Tensor without any"):
+        predictor.predict_step(torch.tensor(1.0))
+    with pytest.raises(UserInputError, match="calibrate needs targets, but the batch holds inputs only"):
+        predictor.calibrate(DataLoader(X, 4))
+    with pytest.raises(UserInputError, match="class_dim=0 is the batch axis"):
+        MCDropoutPredictor(dropping(3), samples=3, task="multiclass", class_dim=0)
+    with pytest.raises(UserInputError, match=r"targets must be classes from 0 to 2, but got 7"):
+        predictor.test_step((X, torch.full((11,), 7)), 0)
+    with pytest.raises(UserInputError, match=r"must have the predictions' shape \(11, 3\), but got \(11, 2\)"):
+        MCDropoutPredictor(dropping(3), samples=3, task="regression").test_step((X, torch.zeros(11, 2)), 0)
+    maps = nn.Sequential(nn.Dropout(0.5), nn.Conv1d(6, 3, 1))
+    data = DataLoader(TensorDataset(X[:, :, None].expand(-1, -1, 4), Y[:, None].expand(-1, 4)), 4)
+    with pytest.raises(UserInputError, match=r"needs probabilities \(N, C\), but each row has \(3, 4\)"):
+        MCDropoutPredictor(maps, samples=3, task="multiclass").calibrate(data)
+
+
+def test_forward_is_the_models():
+    net = dropping(3).eval()
+    assert torch.equal(MCDropoutPredictor(net, samples=3, task="multiclass")(X), net(X))
+
+
+def test_a_binary_net_is_tested_as_two_classes():
+    net, y = dropping(1), (X[:, 0] > 0).long()
+    predictor = MCDropoutPredictor(net, samples=50, task="binary")
+    (scores,) = quiet_trainer().test(predictor, DataLoader(TensorDataset(X, y), 4), verbose=False)
+    probs = {
+        "on": mc_forward(net, X, samples=50, seed=0).sigmoid().mean(0)[:, 0],
+        "off": net.eval()(X).sigmoid()[:, 0],
+    }
+    for state, p in probs.items():
+        assert scores[f"test_acc_dropout_{state}"] == pytest.approx(float(((p > 0.5) == y).float().mean()))
+        nll = nn.functional.binary_cross_entropy(p, y.float())
+        assert scores[f"test_nll_dropout_{state}"] == pytest.approx(nll.item(), rel=1e-4)
+
+
+def test_a_regression_without_known_noise_has_neither_likelihood_nor_coverage():
+    predictor = MCDropoutPredictor(dropping(1), samples=5, task="regression")
+    (scores,) = quiet_trainer().test(predictor, DataLoader(TensorDataset(X, X[:, :1]), 4), verbose=False)
+    assert set(scores) == {"test_rmse_dropout_off", "test_rmse_dropout_on"}
+
+
+def test_a_net_that_has_diverged_is_told_by_nan(tmp_path):
+    net = dropping(3)
+    nn.init.constant_(net[1].weight, float("nan"))
+    trainer = quiet_trainer(logger=CSVLogger(tmp_path, name="", version=""))
+    predictor = MCDropoutPredictor(net, samples=3, task="multiclass", seed=0)
+    (scores,) = trainer.test(predictor, DataLoader(TensorDataset(X, Y), 4), verbose=False)
+    assert all(np.isnan(scores[f"test_{name}_dropout_on"]) for name in ("nll", "ece", "ace", "aurc", "error_auroc"))
+    assert not list(tmp_path.glob("figures/*calibration*"))
+
+
+def test_the_predictors_own_checkpoint_loads_too():
+    predictor = MCDropoutPredictor(dropping(3), samples=3, task="multiclass")
+    checkpoint = {"state_dict": dict(predictor.state_dict())}
+    predictor.on_load_checkpoint(checkpoint)
+    assert checkpoint["state_dict"].keys() == predictor.state_dict().keys()

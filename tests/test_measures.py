@@ -111,6 +111,7 @@ def test_pixels_time_steps_and_yes_or_no(measure):
         (lambda: u.mixture_log_likelihood(torch.rand(2, 4), torch.rand(4)), "exactly one of tau"),
         (lambda: u.mixture_log_likelihood(torch.rand(2, 4), torch.rand(4), tau=-1.0), "tau must be above 0"),
         (lambda: u.predictive_quantile(torch.rand(2, 4), 0.0), "level must be in"),
+        (lambda: u.predictive_quantile(torch.rand(2, 4), 0.5, tau=1.0, log_variance=torch.rand(2, 4)), "but got both"),
     ],
 )
 def test_bad_input_gets_a_sentence(call, message):

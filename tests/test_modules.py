@@ -243,6 +243,10 @@ def test_bad_batches_get_a_sentence(case):
         (lambda: Classifier(MLP(4, 2), 2).training_step(torch.zeros(3, 4), 0), "but got inputs only"),
         (lambda: Classifier(MLP(4, 2), 2).training_step({"pixels": 1}, 0), r"but got the keys \['pixels'\]"),
         (lambda: Classifier(MLP(4, 2), 2).training_step((1, 2, 3), 0), "but got a tuple of 3"),
+        (
+            lambda: Classifier(MLP(4, 2), 2).training_step((torch.zeros(3, 4), torch.zeros(3, dtype=torch.cfloat)), 0),
+            "must be integers or probabilities, but got torch.complex64",
+        ),
     ],
 )
 def test_bad_arguments_get_a_sentence(make, message):
@@ -256,6 +260,23 @@ def test_an_empty_training_set_is_said():
     with pytest.raises(UserInputError, match="the training set must hold at least one batch"):
         quiet_trainer().fit(Classifier(MLP(4, 3), 3), loader(x[:0], y[:0]), loader(x, y))
     quiet_trainer(limit_train_batches=0).fit(Classifier(MLP(4, 3), 3), loader(x, y), loader(x, y))
+
+
+def test_inputs_may_be_whole_numbers():
+    net = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 3))
+    x, y = torch.arange(15).reshape(5, 3) % 9, torch.arange(5) % 3
+    (scores,) = quiet_trainer().validate(Classifier(net, 3), loader(x, y), verbose=False)
+    assert scores["val_loss"] == pytest.approx(F.cross_entropy(net(x), y).item(), rel=1e-5)
+
+
+def test_regression_tests_log_what_scikit_learn_says():
+    x = torch.linspace(-1, 1, 20)[:, None]
+    model, y = Regressor(nn.Linear(1, 1)), x**2
+    (scores,) = quiet_trainer().test(model, loader(x, y), verbose=False)
+    with torch.no_grad():
+        found = model(x).numpy()
+    assert scores["test_rmse"] == pytest.approx(sk.root_mean_squared_error(y, found), rel=1e-5)
+    assert scores["test_mae"] == pytest.approx(sk.mean_absolute_error(y, found), rel=1e-5)
 
 
 def test_regression_never_broadcasts():

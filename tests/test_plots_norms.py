@@ -1,11 +1,21 @@
 """Pictures of norms and signals survive a grey print, and count layers and epochs in whole numbers."""
 
 import numpy as np
+import pytest
 import torch
 from matplotlib import colormaps
 from matplotlib.collections import LineCollection
 
-from lightning_tricks.plots import learning_curves, plot_update_ratios, signal_figure
+from lightning_tricks._base import UserInputError
+from lightning_tricks.plots import (
+    confusion_matrix,
+    learning_curves,
+    lr_find_figure,
+    plot_gradient_norms,
+    plot_update_ratios,
+    signal_figure,
+    training_curve,
+)
 
 
 def outline(figure):
@@ -37,3 +47,49 @@ def test_ticks_are_whole_layers_and_epochs():
     curves = learning_curves({"loss": [(0, 1.0), (1, 0.5), (2, 0.4)]})
     for ax in (*signals.axes, *curves.axes):
         assert all(tick == round(tick) for tick in ax.get_xticks())
+
+
+def test_what_is_infinite_is_red_and_what_was_not_measured_is_not():
+    norms = torch.tensor([[1.0, float("nan")], [float("inf"), 2.0]])
+    broken = plot_gradient_norms([0, 1], ["a", "b"], norms).axes[0].images[1].get_array()
+    assert (~np.ma.getmaskarray(broken)).tolist() == [[False, False], [True, False]]
+
+
+def test_a_confusion_matrix_is_square_and_has_a_name_for_each_class():
+    with pytest.raises(UserInputError, match=r"must be square, but got shape \(2, 3\)"):
+        confusion_matrix(np.ones((2, 3)))
+    with pytest.raises(UserInputError, match="class_names must hold 2 names, one per class, but got 1"):
+        confusion_matrix(np.eye(2), class_names=["cat"])
+    many = confusion_matrix(np.eye(60)).axes[0]
+    assert len(many.texts) == 0, "numbers that nobody could read"
+    np.testing.assert_array_equal(many.images[0].get_array(), np.eye(60))
+
+
+def test_curves_say_why_training_stopped_and_need_a_curve():
+    figure = learning_curves({"loss": [(0, 1.0), (1, 0.5)]}, stop_reason="no better for 3 epochs")
+    assert figure.axes[0].get_title() == "no better for 3 epochs"
+    with pytest.raises(UserInputError, match="needs at least one curve, but got none"):
+        learning_curves({})
+
+
+def test_a_training_curve_is_logarithmic_where_the_loss_falls_far():
+    for losses, scale in (
+        ([1.0, 0.5], "linear"),
+        ([1.0, 0.01], "log"),
+        ([1.0, -0.01], "linear"),
+        ([1.0, 0.0], "linear"),
+    ):
+        ax = training_curve([0, 1], losses, guess=None).axes[0]
+        assert ax.get_yscale() == scale
+        assert [text.get_text() for text in ax.get_legend().get_texts()] == ["training loss"]
+
+
+def test_signals_of_nothing_have_a_linear_axis():
+    figure = signal_figure({"zeros": [0.0, 0.0]}, {"zeros": [1.0, 0.5]})
+    assert [ax.get_yscale() for ax in figure.axes] == ["linear", "log"]
+
+
+def test_a_search_for_the_rate_that_found_nothing_is_drawn():
+    figure = lr_find_figure([1e-3, 1e-2], [float("nan")] * 2, {"minimum": None, "steepest": None}, chosen="minimum")
+    assert len(figure.axes[0].get_lines()) == 1
+    assert figure.axes[0].get_legend() is None

@@ -150,6 +150,8 @@ def test_band_is_sorted_and_nested():
     np.testing.assert_allclose(ax.lines[0].get_xdata(), [0, 1, 2])
     outer, inner = (c.get_paths()[0].get_extents() for c in ax.collections)
     assert (outer.y0, outer.y1, inner.y0, inner.y1) == pytest.approx((-2, 6, -1, 5))
+    bare = plots.regression_band(x, x * 2, torch.full((3,), 0.5)).axes[0]
+    assert [line.get_label() for line in bare.lines] == ["mean"]
 
 
 @pytest.mark.parametrize(

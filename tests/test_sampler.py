@@ -3,6 +3,7 @@
 import math
 import os
 import pickle
+import re
 import signal
 import time
 import warnings
@@ -219,6 +220,31 @@ def test_pickled_sampler_goes_on(alone):
 
 
 # Failed, pruned, enqueued, conditional.
+
+
+def test_another_process_may_ask_for_a_trials_parameters(tmp_path, alone):
+    """A trial that one process has begun gets the same point where its number was sent to."""
+    study = study_of(CoarseToFineSampler(32, seed=0), journal(tmp_path / "j"))
+    study.optimize(bowl, n_trials=16)
+    for _ in range(2):
+        trial = study.ask()
+        there = study_of(CoarseToFineSampler(32, seed=0), journal(tmp_path / "j"))
+        study.tell(trial, bowl(optuna.trial.Trial(there, trial._trial_id)))
+    assert points(study) == {slot: alone[slot] for slot in range(18)}
+
+
+def test_a_round_waits_for_the_guests_that_came_before_it():
+    sampler = CoarseToFineSampler(32, seed=0)
+    study = study_of(sampler)
+    study.enqueue_trial({"x": 1e-3, "y": 1.0, "n": 20, "kind": "b"})
+    guest = study.ask()
+    value = bowl(guest)
+    for _ in range(16):
+        trial = study.ask()
+        study.tell(trial, bowl(trial))
+    assert sampler.would_wait(study), "the guest's result counts for the windows"
+    study.tell(guest, value)
+    assert not sampler.would_wait(study)
 
 
 def test_failed_trials_count_as_finished_without_a_result():
@@ -549,6 +575,12 @@ def test_explain_names_windows_and_narrow_limits():
     assert "lr: 0.0001 to 0.1\n" in text
     assert "Warning: the best lr" in text
     assert "lower limit 0.0001" in text
+
+
+def test_explain_names_the_choices_that_are_left():
+    text = explain(run_of(n=64))
+    assert "kind: a, b, c, d" in text
+    assert re.search(r"kind: (?!a, b, c, d)[abcd](, [abcd])* \(", text), "fewer later on, and why"
 
 
 def test_explain_is_silent_about_a_best_inside_and_about_few_values():

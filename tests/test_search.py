@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import time
 from multiprocessing import get_context
 
@@ -14,9 +15,13 @@ from optuna.trial import TrialState
 from search_nets import Once, Slope, Tiny, expected, find, kill_self
 
 import lightning_tricks as lt
-from lightning_tricks._base import UserInputError
+from lightning_tricks._base import UserInputError, isolated_rng
+from lightning_tricks.tune import _pool, _search, _stack_job, _trial_process
+from lightning_tricks.tune._methods import choose
 from lightning_tricks.tune._pool import share_of_gpus
-from lightning_tricks.tune._study import journal
+from lightning_tricks.tune._space import space_of
+from lightning_tricks.tune._study import RUN, journal
+from lightning_tricks.tune._trial_process import Job
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -140,6 +145,142 @@ def test_bad_input_gets_a_sentence(options, sentence, tmp_path):
 def test_contradictory_limits_are_refused(make, sentence):
     with pytest.raises(UserInputError, match=sentence):
         make()
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([1, 2], r"the space must be a mapping of names, but holds \[1, 2\]"),
+        ({"lr": {"low": "small", "high": 1}}, "'lr' needs numbers, but got 'small'"),
+        ({"lr": {"low": 0, "high": None}}, "'lr' needs numbers, but got None"),
+    ],
+)
+def test_bad_entries_of_a_file_get_a_sentence(entries, message):
+    with pytest.raises(UserInputError, match=message):
+        space_of(entries, "the space")
+
+
+def test_values_of_a_grid_keep_to_the_steps_and_the_limits():
+    assert lt.Float(0, 0.3, step=0.1).values(9) == [0.0, 0.1, 0.2, 0.3]
+    assert lt.Float(1, 9).values(1) == [5.0]
+    assert lt.Float(1e-3, 1e-1, log=True).values(1) == [pytest.approx(1e-2)]
+    window = space_of({"lr": {"low": "1e-5", "high": 1, "window": ["1e-3", 0.1]}}, "the space")["lr"].window
+    assert window == (1e-3, 0.1)
+
+
+def test_a_method_is_recommended_by_space_and_budget():
+    choice, number = lt.Choice([1, 2, 3]), lt.Float(0, 1)
+    assert choose("auto", {"a": choice, "b": choice}, trials=9, seed=0).name == "grid"
+    few = choose("auto", {"a": choice, "b": choice}, trials=8, seed=0)
+    assert few.name == "coarse_to_fine"
+    assert "gp" not in few.reason
+    assert (
+        "with 30 or more trials one after another, method='gp'"
+        in choose("auto", {"a": number}, trials=30, seed=0).reason
+    )
+    grid = choose("grid", {"a": choice, "b": number, "c": number}, trials=30, seed=0)
+    assert grid.trials == 3 * 3 * 3, "as many values of each number as fit"
+    with pytest.raises(UserInputError, match="needs a dict of hyperparameters, but got a function of the trial"):
+        choose("grid", lambda trial: {}, trials=9, seed=0)
+
+
+def job_of(folder, **options):
+    settings = {"make_model": Slope, "data": Tiny(), "monitor": "val_loss", "mode": "min", "seed": 0}
+    return Job(**{"folder": folder, "params": {}, "trainer": {"accelerator": "cpu"}, **settings, **options})
+
+
+def test_a_training_that_cannot_give_a_value_says_why(tmp_path):
+    quiet = {"accelerator": "cpu", "max_epochs": 0}
+    with isolated_rng(seed=0), pytest.raises(UserInputError, match="no validation was run, so there is no 'val_loss'"):
+        _trial_process._train(job_of(tmp_path, trainer=quiet))
+    with pytest.raises(UserInputError, match="folds need a DataModule of this package"):
+        _trial_process._cross_validate(job_of(tmp_path), 2)
+    with pytest.raises(UserInputError, match="must return a LightningModule, but returned Linear"):
+        _trial_process._made(job_of(tmp_path, make_model=lambda: torch.nn.Linear(1, 1)))
+    with pytest.raises(UserInputError, match="this strategy starts your whole script again for every rank"):
+        _trial_process._trainer(job_of(tmp_path, trainer={"accelerator": "cpu", "devices": 2, "strategy": "ddp"}), [])
+    assert _trial_process._reason(KeyError("x")) == "KeyError: 'x'"
+    assert _trial_process._reason(MemoryError()).startswith("out of memory (MemoryError")
+
+
+def test_a_stack_that_cannot_give_values_says_why(tmp_path):
+    job = job_of(tmp_path, trainer={"accelerator": "cpu", "max_epochs": 0})
+    stack = _stack_job.stack_of([job], job)
+    with isolated_rng(seed=0):
+        with pytest.raises(UserInputError, match="no validation was run, so there is no 'val_loss'"):
+            _stack_job._train(stack)
+        with pytest.raises(UserInputError, match="folds need a DataModule of this package"):
+            _stack_job._cross_validate(stack, 2)
+        wrong = _stack_job.stack_of([job_of(tmp_path, make_model=lambda: torch.nn.Linear(1, 1))], job)
+        (result,) = _stack_job._train(wrong)
+    assert (result["status"], result["hopeless"]) == ("failed", True)
+    assert result["reason"] == "make_model must return a LightningModule, but returned Linear."
+
+
+def test_folds_of_a_stack_are_put_together():
+    assert _stack_job._mean([{"value": 1.0}, {"value": 2.0}], "val_loss")["value"] == 1.5
+    failed = {"status": "failed", "reason": "out of memory"}
+    assert _stack_job._mean([{"value": 1.0}, failed], "val_loss") is failed
+    result = _stack_job._mean([{"value": 1.0}, {"value": float("nan")}], "val_loss")
+    assert result == {"status": "failed", "reason": "val_loss was not finite in every fold"}
+
+
+def test_a_stack_that_had_ended_is_not_trained_again_and_gpus_are_given(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    job = job_of(tmp_path, gpus="0,2", threads=torch.get_num_threads())
+    stack = _stack_job.stack_of([job], job)
+    stack.folder.mkdir(parents=True)
+    _trial_process.write_json(_trial_process.result_file(stack), {"status": "complete", "results": [1]})
+    _stack_job.run_stack_in_process(stack)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,2"
+    assert _pool.read_result(stack) == {"status": "complete", "results": [1]}
+    assert not (stack.folder / "log.txt").exists()
+    seen = []
+    monkeypatch.setattr(_pool, "run_job", lambda job: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
+    _pool.run_in_process(job_of(tmp_path, gpus="1", threads=torch.get_num_threads()))
+    assert seen == ["1"]
+
+
+def test_what_cannot_be_sent_needs_a_fork(tmp_path, monkeypatch):
+    job = job_of(tmp_path, make_model=lambda: Slope())
+    assert _pool.context_for("auto", job).get_start_method() == "fork"
+    monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["spawn"])  # Windows
+    with pytest.raises(UserInputError, match=r"cannot be sent what they need .* at the top of a module"):
+        _pool.context_for("auto", job)
+    assert _pool.context_for("auto", job_of(tmp_path)).get_start_method() == "spawn"
+
+
+class Answers:
+    """A pool that has its results ready."""
+
+    workers = 1
+
+    def __init__(self, folder, trained, tested):
+        self.job, self.answers = job_of(folder), [trained, tested]
+
+    def results(self, jobs):
+        answers = self.answers.pop(0)
+        assert len(answers) == len(jobs)
+        return answers
+
+
+def test_settings_whose_trainings_all_fail_again_are_left_out(tmp_path):
+    study = optuna.create_study()
+    for i in range(2):
+        trial = study.ask({"lr": optuna.distributions.FloatDistribution(0, 1)})
+        trial.set_user_attr(RUN, f"run-{i}")
+        study.tell(trial, float(i))
+    failed = {"status": "failed", "reason": "out of memory"}
+    trained = [failed, failed, failed, {"status": "complete", "value": 3.0}]
+    with pytest.warns(UserWarning, match="the winner could not be tested: out of memory"):
+        table, tested = _search._again(study, Answers(tmp_path, trained, [failed]), 2, 2, test=True)
+    assert [(r.run, r.values) for r in table] == [("run-1", (3.0,))]
+    assert tested == {}
+
+
+def test_pruners_have_names():
+    assert isinstance(_search._pruner("asha"), optuna.pruners.SuccessiveHalvingPruner)
+    assert isinstance(_search._pruner(None), optuna.pruners.NopPruner)
 
 
 def test_folder_of_another_search_is_refused(tmp_path):

@@ -87,6 +87,10 @@ def test_nothing_to_join_is_a_sentence(tmp_path):
         join(tmp_path)
 
 
+def made_up(trial):
+    return {"lr": trial.suggest_float("lr", 0, 1)}
+
+
 def test_space_survives_json():
     space = {
         "lr": lt.Float(1e-5, 1, log=True, window=(1e-3, 1e-1)),
@@ -95,3 +99,4 @@ def test_space_survives_json():
         "act": lt.Choice(["relu", None, True, 3]),
     }
     assert space_from_json(space_to_json(space)) == space
+    assert space_from_json(space_to_json(made_up)) is made_up

@@ -13,6 +13,7 @@ from lightning_tricks.plots import (
     search_points,
     search_progress,
 )
+from lightning_tricks.plots._search import strength
 
 POINTS = [{"lr": 1e-3, "kind": "a", "n": 1}, {"lr": 1e-1, "kind": "b", "n": 3}, {"lr": 1e-2, "kind": "a", "n": 2}]
 VALUES = [3.0, 2.0, 1.0]
@@ -79,6 +80,16 @@ def test_plane_of_a_maximized_search_is_that_of_what_matters():
     values = [-((p["b"] - 0.7) ** 2) - (p["d"] - 0.2) ** 2 for p in points]
     plane = next(ax for ax in search_points(points, values, maximize=True).axes if ax.get_ylabel() == "d")
     assert plane.get_xlabel() == "b"
+
+
+def test_strength_of_one_value_is_none_and_pairs_that_never_meet_are_empty():
+    for points, losses in (([1.0, 1.0], [0.1, 0.2]), ([1.0, 2.0], [0.1, 0.1]), ([1.0], [0.1])):
+        assert strength([{"a": a} for a in points], losses, "a") == 0.0
+    assert strength([{"a": a} for a in (3.0, 1.0, 2.0, 2.0)], [0.3, 0.1, 0.2, 0.2], "a") == pytest.approx(1)
+    points = [{"a": 1.0, "b": 2.0}, {"a": 2.0, "b": 1.0}, {"c": 0.5}, {"c": 1.5}]
+    planes = {(ax.get_xlabel(), ax.get_ylabel()): ax for ax in search_pairs(points, [1.0, 2.0, 3.0, 4.0]).axes}
+    sizes = sorted(len(ax.collections[0].get_offsets()) for ax in planes.values() if ax.collections)
+    assert sizes == [0, 0, 2]
 
 
 def test_importance_is_sorted():

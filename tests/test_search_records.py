@@ -5,12 +5,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import create_trial
 from search_nets import Once, Slope, Tiny, find, kill_self
 from wandb_file import WandbRun
 
 import lightning_tricks as lt
 from lightning_tricks._base import UserInputError
-from lightning_tricks.tune._records import write_table
+from lightning_tricks.tune._records import mean_and_sd, write_table
+from lightning_tricks.tune._reports import FileTrial, FoldReports, FoldsStopped
+from lightning_tricks.tune._result import Retrained, SearchResult
+from lightning_tricks.tune._study import RUN
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -136,3 +141,55 @@ def test_search_without_any_validation_is_an_error_at_once(tmp_path):
     options = {"max_epochs": 1, "accelerator": "cpu", "limit_val_batches": 0}
     with pytest.raises(UserInputError, match=r"'val_loss', but .* not logged\. Logged so far: train_loss"):
         find(NoValidation, data=Tiny(), trials=9, folder=tmp_path / "s", trainer=options)
+
+
+def test_page_and_pictures_of_a_search_that_was_trained_again_and_tested(tmp_path):
+    study = optuna.create_study()
+    for i in range(3):
+        params = {"lr": 0.1 + i / 100, "kind": "a"}
+        ranges = {"lr": FloatDistribution(0, 1), "kind": CategoricalDistribution(["a", "b"])}
+        study.add_trial(create_trial(params=params, distributions=ranges, value=1.0, user_attrs={RUN: f"run-{i}"}))
+    write_table(tmp_path / "runs.csv", [{"run": "run-0", "value": 1.0}])
+    again = Retrained("run-3", {"lr": 0.125, "kind": "a"}, (1.0, 2.0), 1.5, 0.7071)
+    result = SearchResult(
+        tmp_path, study, "tpe", "asked for", again.params, 1.5, (again,), {"test_acc": (0.875, 0.0625)}
+    )
+    assert [path.name for path in result.save_pictures()] == ["progress.png", "points.png", "parallel.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.glob("*.png"))
+    page = result.to_html().read_text()
+    for text in (
+        "lr=0.125, kind=a",
+        "trained again with other seeds",
+        "seen by the winner",
+        "0.875",
+        "0.0625",
+        "0.7071",
+    ):
+        assert text in page
+    assert "run-3 again: 1.5 ± 0.71 over 2 seeds" in result.explain()
+    assert "test_acc: 0.875 ± 0.062 (winner only)" in result.explain()
+
+
+def test_spread_of_one_value_is_unknown():
+    mean, sd = mean_and_sd([2.0])
+    assert mean == 2.0
+    assert sd != sd
+
+
+def test_a_fold_waits_until_the_search_has_seen_the_one_before(tmp_path, monkeypatch):
+    trial, waited = FileTrial(tmp_path), []
+
+    def seen(seconds):
+        waited.append(seconds)
+        (tmp_path / "seen").write_text(str(len(waited)))
+
+    monkeypatch.setattr("lightning_tricks.tune._reports.time.sleep", seen)
+    trial.wait_for_answer()
+    assert waited == [], "nothing was reported"
+    for fold in range(2):
+        trial.report(1.0, fold)
+    trial.wait_for_answer()
+    assert len(waited) == 2
+    (tmp_path / "stop").touch()
+    with pytest.raises(FoldsStopped):
+        FoldReports(trial, "val_loss", wait=True).begin(2)

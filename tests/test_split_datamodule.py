@@ -367,6 +367,23 @@ def test_bad_splits_get_a_sentence(options, message):
         Rows(**options).setup()
 
 
+def test_folds_in_order_of_time_come_once():
+    with pytest.raises(
+        UserInputError, match=r"in order of time cannot be repeated: there is one order\. Use repeats=1"
+    ):
+        Rows(split_by="time", time=range(50)).folds(3, repeats=2)
+
+
+def test_an_epoch_that_was_set_meanwhile_stays():
+    loader = Rows(split={"train": range(40), "val": range(40, 50)}, batch_size=10).train_dataloader()
+    for i, _ in enumerate(loader):
+        if i == 1:
+            loader.sampler.set_epoch(7)
+    assert loader.sampler.epoch == 7
+    assert len(list(loader)) == 4
+    assert loader.sampler.epoch == 8
+
+
 def test_sizes_are_said_once(caplog):
     caplog.set_level("INFO", logger="lightning.pytorch.utilities.rank_zero")
     data = DigitsDataModule()

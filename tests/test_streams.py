@@ -184,3 +184,7 @@ def test_every_update_holds_the_same_batch():
     stream.update(torch.rand(2, 5))
     with pytest.raises(UserInputError, match="same batch"):
         stream.update(torch.rand(2, 4))
+    pairs = u.SampleStream("regression")
+    pairs.update((torch.rand(2, 5), torch.rand(2, 5)))
+    with pytest.raises(UserInputError, match=r"were pairs \(mean, log_variance\), but this one is a single tensor"):
+        pairs.update(torch.rand(2, 5))

@@ -181,8 +181,20 @@ BAD = {
     "text": (np.full((N, 1), "a"), range(N), "array of features must hold numbers.*pandas.DataFrame"),
     "axes": (np.zeros(N), range(N), r"axes \(rows, columns\)"),
     "time": (pd.DataFrame({"t": pd.date_range("2024", periods=N), "y": range(N)}), "y", "column 't' holds times"),
+    "array's length": (pd.DataFrame({"a": range(N)}), np.arange(N - 1), "one value per row: 50 rows, but got 49"),
     "no target": (np.eye(N), None, "need a target array"),
 }
+
+
+def test_the_target_of_a_frame_may_be_an_array():
+    frame = pd.DataFrame({"a": np.arange(N) % 7, "y": ["no", "yes"] * 25})
+    named, given = TabularDataModule(frame, "y"), TabularDataModule(frame[["a"]], frame["y"].to_numpy())
+    for data in (named, given):
+        data.setup()
+    assert (given.classes, given.num_classes) == (["no", "yes"], 2)
+    assert torch.equal(given._y, named._y)
+    for one, other in zip(features(given, "train"), features(named, "train"), strict=True):
+        assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
 
 
 @pytest.mark.parametrize("case", BAD)

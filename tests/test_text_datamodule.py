@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 
 from lightning_tricks import TextDataModule
 from lightning_tricks._base import UserInputError
-from lightning_tricks.data._text_source import build_vocabulary, words
+from lightning_tricks.data._text_source import ChangedTexts, EncodedTexts, RawTexts, build_vocabulary, words
 from lightning_tricks.data.augment import RandomSwap, SynonymReplacement, TextAugment, WordDropout
 
 TEXTS = [f"{word} film number {i}" for i, word in enumerate(["good", "bad"] * 20)]
@@ -190,6 +190,18 @@ def test_dropped_words_are_unknown_in_training_only():
     assert sorted(first.tolist()) == sorted(expected.tolist())
 
 
+def test_sources_of_texts_agree():
+    """Encoded once, read afresh, or changed by nothing: the same codes."""
+    raw = RawTexts(["a b", "", "b c b a"], torch.tensor([0, 1, 0]), words, max_length=3)
+    raw.code = {"a": 2, "b": 3}
+    expected = [[2, 3, 0], [1, 0, 0], [3, 1, 3]]
+    for source in (EncodedTexts(raw), ChangedTexts(raw, lambda text, **_: text)):
+        assert len(source) == 3
+        codes, classes = source.read([0, 1, 2], epoch=0)
+        assert codes.tolist() == expected
+        assert classes.tolist() == [0, 1, 0]
+
+
 def test_a_fold_learns_its_own_vocabulary():
     data = TextDataModule(TEXTS, LABELS)
     data.setup()
@@ -209,6 +221,7 @@ def test_files(tmp_path):
     (tmp_path / "a.csv").write_text('text,label\n"so, good",pos\nbad,neg\n' * 1 + '"so, good",pos\nbad,neg\n' * 9)
     data = TextDataModule.from_file(tmp_path / "a.csv")
     assert data._texts[:2] == ["so, good", "bad"]
+    assert data.num_classes == 2
     (tmp_path / "b.tsv").write_bytes('\ufeffpos\tso "good\nneg\tbad\n'.encode())
     data = TextDataModule.from_file(tmp_path / "b.tsv", text=1, label=0, header=False)
     assert (data._texts, data.classes) == (['so "good', "bad"], ["neg", "pos"])
@@ -252,6 +265,7 @@ def test_missing_files_get_a_sentence(tmp_path):
         (["a", "b"], [0, 2], {}, "without gaps"),
         (["a", "b"], [0], {}, "2 samples, but got labels of shape"),
         (["a", "b"], [0, 1], {"tokenize": "wordz"}, "Did you mean 'words'"),
+        (["a", "b"], [0, 1], {"tokenize": 3}, "must be 'words', 'characters' or a function, but got 3"),
         (["a", "b"], [0, 1], {"max_length": 0}, "max_length"),
         (["a", "b"], [0, 1], {"vocabulary_size": 2}, "vocabulary_size"),
         (["a", "b"], [0, 1], {"word_dropout": 1.0}, r"word_dropout must be in \[0, 1\), but got 1.0"),

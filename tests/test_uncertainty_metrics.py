@@ -256,6 +256,8 @@ def test_nan_gives_nan_and_functions_say_so(make):
         (lambda: u.BrierScore().update(torch.randn(4, 3) * 5, torch.zeros(4).long()), "Apply softmax"),
         (lambda: u.BrierScore().update(torch.rand(4, 3), torch.zeros(5).long()), r"\(B, C, ...\) with targets"),
         (lambda: u.calibration_bins(torch.tensor([1.5]), torch.tensor([True])), "between 0 and 1"),
+        (lambda: u.calibration_bins(torch.empty(0), torch.empty(0) > 0), "expected at least one answer, but got none"),
+        (lambda: u.crps(torch.rand(2, 4), torch.rand(4), tau=1.0, log_variance=torch.rand(2, 4)), "but got both"),
         (lambda: u.calibration_bins(torch.rand(2), torch.ones(2) > 0, binning="size"), "binning must be one of"),
         (lambda: u.risk_at_coverage(torch.rand(2), torch.ones(2), coverage=0.0), "coverage must be in"),
     ],

@@ -14,15 +14,18 @@ import torch
 import yaml
 from helpers import quiet_trainer
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.plugins import MixedPrecision
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanMetric
 
 import lightning_tricks as lt
-from lightning_tricks._base import UserInputError
+from lightning_tricks._base import MissingMetricError, UserInputError
 from lightning_tricks.tune._stack_masks import keep_mask
 from lightning_tricks.tune._stack_net import StackedNet
+from lightning_tricks.tune._stack_optimizer import Group, StackedOptimizer, recipe_of
+from lightning_tricks.tune._stack_rules import Rules
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 CPU = {"accelerator": "cpu", "num_sanity_val_steps": 0}
@@ -380,6 +383,122 @@ def test_chain_and_vmap_say_the_same_and_move_the_same_statistics():
     assert (chain.way, vmapped.way) == ("chain", "vmap")
 
 
+def hooked(net):
+    net[0].register_forward_hook(lambda module, args, output: output + 1)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "way"),
+    [
+        (lambda: nn.Sequential(nn.Linear(6, 4)), (5, 3, 6), "vmap"),
+        (lambda: nn.Sequential(nn.Linear(6, 4), nn.Flatten()), (5, 6), "chain"),
+        (lambda: nn.Sequential(nn.Linear(6, 4), nn.MaxPool2d(2)), (5, 2, 6), "vmap"),
+        (lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU()), (5, 2, 6, 6), "chain"),
+        (lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(2)), (5, 2, 6, 6), "vmap"),
+        (lambda: nn.Sequential(nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular")), (5, 2, 6, 6), "vmap"),
+        (lambda: nn.Sequential(nn.Conv2d(2, 4, 3, groups=2)), (5, 2, 6, 6), "vmap"),
+        (lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3, groups=2)), (5, 2, 6, 6), "chain"),
+        (lambda: nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 3, 3)), (5, 2, 6, 6), "vmap"),
+        (lambda: nn.Sequential(nn.GroupNorm(2, 2), nn.Conv2d(2, 3, 3)), (5, 2, 6, 6), "vmap"),
+        (lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.LayerNorm((3, 4, 4))), (5, 2, 6, 6), "vmap"),
+        (lambda: nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.0), nn.BatchNorm1d(6).eval()), (5, 6), "chain"),
+        (lambda: hooked(nn.Sequential(nn.Linear(6, 4))), (5, 6), "vmap"),
+        (lambda: nn.Sequential(tied := nn.Linear(6, 6), nn.Tanh(), tied), (5, 6), "vmap"),
+    ],
+    ids=[
+        "sequences", "flat already", "pooled", "maps out", "half flattened", "circular", "groups of the input",
+        "groups", "norm of the input", "groups norm of the input", "norm of maps", "frozen norm", "hook", "tied",
+    ],
+)  # fmt: skip
+def test_every_net_says_what_it_says_by_itself_whichever_way(make, shape, way):
+    torch.manual_seed(0)
+    nets = [make().double() for _ in range(3)]
+    x = torch.randn(shape, dtype=torch.float64)
+    stack = StackedNet(nets)
+    for _ in range(2):
+        out = stack(x)
+        for i, net in enumerate(nets):
+            torch.testing.assert_close(out[i], net(x))
+    assert stack.way == way
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD])
+def test_the_stacked_optimizer_is_torchs(kind):
+    torch.manual_seed(0)
+    nets = [nn.Linear(4, 2).double() for _ in range(2)]
+    stack = StackedNet(nets)
+    alone = [kind(net.parameters(), lr=rate, weight_decay=0.0) for net, rate in zip(nets, (0.1, 0.01), strict=True)]
+    together = StackedOptimizer(stack.parameters(), recipe_of(alone, nets))
+    x = torch.randn(6, 4, dtype=torch.float64)
+    for step in range(3):
+        together.zero_grad()
+        stack(x).square().sum().backward()
+        together.clip(0.5, by_value=True)
+        together.step()
+        for i, (net, optimizer) in enumerate(zip(nets, alone, strict=True)):
+            optimizer.zero_grad()
+            net(x).square().sum().backward()
+            assert any((p.grad.abs() > 0.5).any() for p in net.parameters()) or step
+            torch.nn.utils.clip_grad_value_(net.parameters(), 0.5)
+            optimizer.step()
+            for ours, theirs in zip(stack.parameters(), net.parameters(), strict=True):
+                torch.testing.assert_close(ours[i], theirs)
+
+
+def test_clipping_by_value_is_each_models_own():
+    options = {
+        **CPU,
+        "max_epochs": 1,
+        "precision": "64-true",
+        "gradient_clip_val": 1e-3,
+        "gradient_clip_algorithm": "value",
+    }
+    settings = ((0.1, 0.0, 0.0), (1.0, 0.0, 0.0))
+    stacked = make_models("mlp", "sgd", settings)
+    lt.fit_stacked(stacked, digits(), trainer=options)
+    for model, together in zip(make_models("mlp", "sgd", settings), stacked, strict=True):
+        quiet_trainer(**options).fit(model, digits())
+        assert distance(model, together) < 1e-5
+
+
+LOSSES = [1.0, 0.9, 0.95, 0.95, 0.8, 0.85, 0.85, 0.85, 0.85, 0.85]
+
+
+@pytest.mark.parametrize(
+    ("options", "losses"),
+    [
+        ({"nan": "stop"}, [1.0, 1.1, math.nan, 1.0]),
+        ({"nan": "ignore"}, [1.0, 1.1, math.nan, 1.0, 1.2]),
+        ({"stop_after": 2}, LOSSES),
+        ({"stop_after": "min_lr", "min_lr": 0.03}, LOSSES),
+        ({"min_lr": 0.03}, LOSSES),
+        ({"cooldown": 2, "patience": 1}, LOSSES),
+    ],
+)
+def test_plateaus_of_a_stack_follow_the_simulation(options, losses):
+    """The rate after each value, and where it ends, as ReduceLROnPlateau.simulate tells them."""
+    make = lambda: lt.ReduceLROnPlateau("val_loss", **{"factor": 0.5, "patience": 0, **options})  # noqa: E731
+    rules, group, rates = Rules([make()], "val_loss"), Group([0], {"lr": 0.1}), []
+    for epoch, loss in enumerate(losses):
+        before = group.knobs["lr"]
+        stops, changed = rules.judge({"val_loss": loss}, [group], epoch=epoch, step=epoch)
+        rates.append(group.knobs["lr"])
+        assert changed is (rates[-1] != before)
+        if stops:
+            break
+    expected = make().simulate(losses, lr=0.1)
+    assert rates == pytest.approx(expected)
+    assert (rules.message is not None) is (stops and (len(expected) < len(losses) or "stop_after" in options))
+
+
+def test_patience_of_a_stack_begins_where_it_is_told_to():
+    stopping = lt.EarlyStopping("val_loss", patience=1, start_from=3, restore_best=False)
+    rules = Rules([stopping], "val_loss")
+    stops = [rules.judge({"val_loss": 1.0 + i}, [], epoch=i, step=i)[0] for i in range(5)]
+    assert stops.index(True) == 4, "the fourth value is the first that counts, the fifth the first miss"
+
+
 # Refusals.
 
 
@@ -447,6 +566,45 @@ class Metrical(Handmade):
         self.log("val_loss", MeanMetric())
 
 
+class Lossless(Handmade):
+    def training_step(self, batch, batch_idx):
+        return None
+
+
+class Activated(nn.Module):
+    """An attribute that is a function."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.layer, self.activation = nn.Linear(64, 10), activation
+
+    def forward(self, x):
+        return self.activation(self.layer(x.flatten(1)))
+
+
+class WithMore(Handmade):
+    def __init__(self):
+        super().__init__()
+        self.more = nn.Linear(2, 2)
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW([*self.parameters(), nn.Parameter(torch.ones(1))])
+
+
+class Amsgrad(lt.Classifier):
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), amsgrad=True)
+
+
+class Halves(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.shift = nn.Linear(64, 10), nn.Parameter(torch.zeros(10, dtype=torch.float64))
+
+    def forward(self, x):
+        return self.layer(x.flatten(1)) + self.shift.float()
+
+
 class Recurrent(nn.Module):
     def __init__(self):
         super().__init__()
@@ -485,6 +643,12 @@ def mlp(**options):
         (lambda: [Looking()], "vmap cannot run this net"),
         (lambda: [Metrical()], "needs plain numbers to be logged"),
         (lambda: [of(Recurrent())], "recurrent layers cannot be stacked, but rnn is one"),
+        (lambda: [Lossless()], "training_step must return a loss, but it returned NoneType"),
+        (lambda: [of(Activated(f)) for f in (torch.tanh, torch.relu)], r"activation = \S*tanh and net 1 has \S*relu"),
+        (lambda: [WithMore()], "may only hold parameters of its net, but has others"),
+        (lambda: [of(mlp(), Amsgrad)], "a stack knows no amsgrad=True of Adam, which must be False"),
+        (lambda: [of(Halves())], "must be of one type and device, but there are"),
+        (lambda: [lt.Regressor(lt.MLP(64, 2))], r"must return \(B, 1\), but got \(50, 2\)"),
         (lambda: [of(mlp()), of(mlp(), task="multilabel")], "must share task"),
         (lambda: [of(mlp()), of(mlp(), class_weights=[1.0] * 10)], "must share class_weights"),
         (lambda: [of(mlp()), lt.Regressor(lt.MLP(64, 1))], "must be of one class, but model 0 is a Classifier"),
@@ -515,11 +679,43 @@ def test_what_cannot_be_stacked_is_refused_with_the_reason(make, sentence):
         ({"trainer": {"devices": 2, "strategy": "ddp_fork", **CPU}}, "trains on one device"),
         ({"monitor": "val_los"}, "'val_los' is not logged in validation; logged are val_loss"),
         ({"trainer": {"callbacks": [Chatty()]}}, "callbacks belong to each model"),
+        (
+            {"trainer": {"plugins": [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))], **CPU}},
+            "bf16-mixed",
+        ),
     ],
 )
 def test_options_that_a_stack_cannot_keep_are_refused(options, sentence):
     with pytest.raises(UserInputError, match=sentence):
         lt.fit_stacked([of(mlp()), of(mlp())], digits(), **{"trainer": {**CPU, "max_epochs": 1}, **options})
+
+
+def rows_of(*columns, batch_size=4):
+    return Loaders(DataLoader(TensorDataset(*columns), batch_size) if len(columns) > 1 else DataLoader(columns[0], 4))
+
+
+@pytest.mark.filterwarnings("ignore:Total length of `.*` across ranks is zero")
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (lambda: rows_of(torch.zeros(8, 64)), "a train batch must hold inputs and targets, but got inputs only"),
+        (
+            lambda: Loaders(rows_of(torch.zeros(0, 64), torch.zeros(0)).train, digits().val),
+            "the training set must hold at least one batch, but its loader is empty",
+        ),
+    ],
+)
+def test_data_that_a_stack_cannot_learn_from_is_refused(data, sentence):
+    with pytest.raises(UserInputError, match=sentence):
+        lt.fit_stacked([of(mlp()), of(mlp())], data(), trainer={**CPU, "max_epochs": 1})
+
+
+def test_rules_about_metrics_that_nobody_logs_name_those_that_are():
+    callbacks = [[lt.EarlyStopping("val_los", patience=1, restore_best=False)]]
+    with pytest.raises(
+        MissingMetricError, match=r"monitors 'val_los', but .* Logged in validation: val_loss, val_right"
+    ):
+        lt.fit_stacked([Handmade()], digits(), callbacks=callbacks, trainer={**CPU, "max_epochs": 1})
 
 
 class Secretive(nn.Module):

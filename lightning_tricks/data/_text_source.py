@@ -69,10 +69,6 @@ class RawTexts:
         """Return the codes of a text, at least one."""
         return torch.tensor([self.code.get(token, 1) for token in self.tokens(text)] or [1])
 
-    def read(self, rows: Sequence[int], epoch: int) -> tuple[Tensor, Tensor]:
-        """Return codes ``int64 (B, L)``, padded with 0 to the longest text, and classes ``int64 (B,)``."""
-        return _padded([self.codes(self.texts[row]) for row in rows]), self.labels[torch.as_tensor(rows)]
-
 
 class ChangedTexts(RawTexts):
     """Texts that are changed (augmented) whenever they are read.
@@ -88,7 +84,7 @@ class ChangedTexts(RawTexts):
         self.change = change
 
     def read(self, rows: Sequence[int], epoch: int) -> tuple[Tensor, Tensor]:
-        """Return what :meth:`RawTexts.read` returns, of changed texts."""
+        """Return codes ``int64 (B, L)``, padded with 0 to the longest text, and classes ``int64 (B,)``."""
         codes = [self.codes(self.change(self.texts[row], index=row, epoch=epoch)) for row in rows]
         return _padded(codes), self.labels[torch.as_tensor(rows)]
 

@@ -252,12 +252,13 @@ def _pair(points: Sequence[Mapping[str, Any]], losses: Sequence[float], names: S
 def strength(points: Sequence[Mapping[str, Any]], losses: Sequence[float], name: str) -> float:
     """Return how well the distance from the best point along one number goes with the losses, in [0, 1]."""
     having = [(p[name], loss) for p, loss in zip(points, losses, strict=True) if name in p]
-    order = np.array([loss for _, loss in having])
-    x = np.argsort(np.argsort([value for value, _ in having]))
+    x, order = (
+        np.unique(column, return_inverse=True)[1] for column in zip(*having, strict=True)
+    )  # ranks, equal ones too
     away = np.abs(x - x[int(order.argmin())])
-    if not np.ptp(away):
+    if not np.ptp(away) or not np.ptp(order):
         return 0.0
-    return float(abs(np.corrcoef(away, np.argsort(np.argsort(order)))[0, 1]))
+    return float(abs(np.corrcoef(away, order)[0, 1]))
 
 
 def _plane(

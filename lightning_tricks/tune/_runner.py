@@ -248,9 +248,11 @@ def _windows(study: optuna.Study, round_number: int | None) -> dict[str, Any] | 
 
 
 def _give_back(study: optuna.Study, chosen: Chosen, trial: Trial) -> None:
-    """Return an unfinished trial's point to the search."""
+    """Return an unfinished trial's point to the search, unless somebody else has taken it over."""
     frozen = study._storage.get_trial(trial._trial_id)
-    if isinstance(chosen.sampler, SlotSampler) and chosen.sampler.give_back(study, frozen):
+    if frozen.state.is_finished() or (
+        isinstance(chosen.sampler, SlotSampler) and chosen.sampler.give_back(study, frozen)
+    ):
         return
     study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
     study.enqueue_trial(frozen.params, user_attrs={RUN: frozen.user_attrs[RUN]} if RUN in frozen.user_attrs else {})

@@ -47,7 +47,8 @@ class Float:
     def values(self, levels: int) -> list[float]:
         """Return values for a grid: all steps, or this many at equal distances on the scale."""
         if self.step is not None:
-            return [self.low + i * self.step for i in range(int((self.high - self.low) / self.step + 1e-9) + 1)]
+            count = int((self.high - self.low) / self.step + 1e-9) + 1
+            return [float(f"{self.low + i * self.step:.12g}") for i in range(count)]  # 0.3, not 0.30000000000000004
         return _spread(self.low, self.high, levels, log=self.log)
 
 

@@ -109,7 +109,7 @@ class StackedModule(LightningModule):
         """Clip the gradient of every model by itself."""
         if gradient_clip_val:
             inner: StackedOptimizer = getattr(optimizer, "optimizer", optimizer)
-            inner.clip(float(gradient_clip_val), by_value=str(gradient_clip_algorithm or "norm") == "value")
+            inner.clip(float(gradient_clip_val), by_value=gradient_clip_algorithm == "value")
 
     def on_train_epoch_start(self) -> None:
         """Begin a new mean of the training loss."""

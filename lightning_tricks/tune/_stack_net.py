@@ -174,8 +174,6 @@ def check_alike(nets: Sequence[nn.Module]) -> None:
     Raises:
         UserInputError: naming the first difference.
     """
-    if not nets:
-        raise UserInputError("a stack needs at least one net, but got none.")
     for name, module in nets[0].named_modules():
         if isinstance(module, nn.RNNBase | nn.RNNCellBase):
             raise UserInputError(f"recurrent layers cannot be stacked, but {name or 'the net'} is one. {_ADVICE}")

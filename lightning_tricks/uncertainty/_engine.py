@@ -123,7 +123,10 @@ class MCEngine:
     def deterministic(self, *inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Any:
         """Return the output with dropout off, as the model gives it in eval mode."""
         with borrowed(self.model, self.seed):
-            out = self._call(*inputs, **dict(kwargs or {}))
+            args, named = Batch(self._call, inputs, dict(kwargs or {}), None).map(
+                Tensor.clone
+            )  # nets may overwrite them
+            out = self._call(*args, **named)
         return self._restored(out)
 
     def feed(
@@ -181,8 +184,6 @@ class MCEngine:
             try:
                 out = self._passes.loop(batch, one, tape)
             except EngineUnfitError as error:
-                if tape is None:
-                    raise
                 tape, report.prefix_shared = None, False
                 report.notes.append(f"the prefix could not be replayed later on: {error}")
                 out = self._passes.loop(batch, one)

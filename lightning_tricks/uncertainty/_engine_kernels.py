@@ -97,7 +97,8 @@ def attention(
     if attn_mask is not None:
         hidden = attn_mask.dtype == torch.bool
         weights = weights.masked_fill(~attn_mask, -math.inf) if hidden else weights + attn_mask
-    weights = weights.softmax(-1)
+    nothing = (weights == -math.inf).all(-1, keepdim=True)  # a query that may look at nothing gets zeros, as in torch
+    weights = weights.softmax(-1).masked_fill(nothing, 0.0)
     name, p = site
     return _dropped(weights, mode.keep(name, p, weights.shape, weights), p) @ value
 
@@ -232,8 +233,6 @@ def _opaque(mode: StochasticMode, func: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _dropout(kind: str, **options: Any) -> Callable[..., Tensor]:
     def dropout(mode: StochasticMode, func: Any, *args: Any, **kwargs: Any) -> Tensor:
-        if "input" in kwargs:
-            args = (kwargs.pop("input"), *args)
         if "train" in kwargs:  # torch.dropout's name for it
             kwargs["training"] = kwargs.pop("train")
         return drop(mode, *args, **{"kind": kind, **options, **kwargs})

@@ -134,6 +134,8 @@ class StochasticMode(TorchFunctionMode):
         kwargs = kwargs or {}
         handler = self.handlers.get(func)
         if handler is not None:
+            if "input" in kwargs:
+                args, kwargs = (kwargs["input"], *args), {k: v for k, v in kwargs.items() if k != "input"}
             return handler(self, func, *args, **kwargs)
         return self.plain(func, *args, **kwargs)
 

@@ -120,7 +120,7 @@ class Passes:
         s, b = len(samples), len(batch.rows)
 
         def tile(x: Tensor) -> Tensor:
-            return x.repeat(s, *[1] * (x.dim() - 1)) if batch.has_rows(x) else x
+            return x.repeat(s, *[1] * (x.dim() - 1)) if batch.has_rows(x) else x.clone()
 
         def split(x: Any) -> Any:
             if not isinstance(x, Tensor) or x.dim() == 0 or x.shape[0] != s * b:

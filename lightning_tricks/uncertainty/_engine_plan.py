@@ -72,15 +72,15 @@ class Planner:
             UserInputError: if nothing in the net is random, or the asked-for engine does not suit it.
         """
         self._raise_flags(batch, samples[0])
-        tape: PrefixTape | None = PrefixTape()
-        first = self.passes.one(batch, samples[0], tape)
+        recorded = PrefixTape()
+        first = self.passes.one(batch, samples[0], recorded)
         self._demand_sites()
         asked = batch
-        batch, first, tape, at_once = self._cut(batch, samples[0], first, tape)
+        batch, first, recorded, at_once = self._cut(batch, samples[0], first, recorded)
         if scripted := scripted_parts(self.model):
             self.notes.append(f"compiled to TorchScript, where dropout cannot be reached: {', '.join(scripted)}")
             rank_zero_warn(f"mc_forward leaves dropout off in parts {self.notes[-1]}. Keep them as Python modules.")
-        tape = self._tested(tape, batch, samples[0], first)
+        tape = self._tested(recorded, batch, samples[0], first)
         for engine in self._order(batch):
             try:
                 out = self._tried(engine, batch, samples, tape, first)
@@ -96,10 +96,8 @@ class Planner:
             return EngineReport(engine, shared, sites, at_once, resting, self.notes), out
         raise AssertionError("the loop is the last engine and suits every model")
 
-    def _tested(self, tape: PrefixTape | None, batch: Batch, sample: int, first: Any) -> PrefixTape | None:
+    def _tested(self, tape: PrefixTape, batch: Batch, sample: int, first: Any) -> PrefixTape | None:
         """Return the tape if replaying it gives exactly what was recorded."""
-        if tape is None:
-            return None
         try:
             tape.rewind()
             again = self.passes.one(batch, sample, tape)
@@ -120,18 +118,18 @@ class Planner:
         return ["vmap", "loop"] if small else ["loop"]
 
     def _cut(
-        self, batch: Batch, sample: int, first: Any, tape: PrefixTape | None
-    ) -> tuple[Batch, Any, PrefixTape | None, int | None]:
+        self, batch: Batch, sample: int, first: Any, recorded: PrefixTape
+    ) -> tuple[Batch, Any, PrefixTape, int | None]:
         """Keep as many rows as may be computed at once; for fewer than all, their first sample is computed anew."""
         rows = len(batch.rows or ())
         outputs = (x.numel() // max(rows, 1) for x in first)
         self.passes.row_size = max(self.passes.row_size, *outputs, 1)
         if not rows or self._order(batch) == ["loop"]:
-            return batch, first, tape, None
+            return batch, first, recorded, None
         room = _CPU_BYTES if _on_cpu(batch) else _GPU_BYTES
         at_once = max(room // (self.passes.row_size * self.total * 4) // 4 * 4, 4)
         if at_once >= rows:
-            return batch, first, tape, at_once
+            return batch, first, recorded, at_once
         part, tape = batch.part(slice(0, at_once)), PrefixTape()
         return part, self.passes.one(part, sample, tape), tape, at_once
 

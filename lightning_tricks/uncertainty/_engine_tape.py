@@ -12,7 +12,7 @@ from weakref import ref
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_tricks.uncertainty._engine_draws import EngineUnfitError
 
@@ -52,6 +52,7 @@ class PrefixTape:
         self._by_id: dict[int, _Slot] = {}
         self._at = 0
         self.inputs: Any = None
+        self._input_versions: list[int] = []
 
     def run(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Compute a call, or return what it gave in the recorded pass."""
@@ -68,6 +69,7 @@ class PrefixTape:
         if self.state == "recording":
             for slot in self._slots:
                 slot.close()
+            self._input_versions = self._versions()
         elif self.state == "replaying" and self._at != len(self._calls):
             raise EngineUnfitError("the calls before the first dropout differ from pass to pass")
         self.state = "full"
@@ -76,12 +78,17 @@ class PrefixTape:
         """Get ready to replay the prefix.
 
         Raises:
-            EngineUnfitError: if a tensor of the prefix was overwritten after the first draw.
+            EngineUnfitError: if a tensor of the prefix, or an input, was overwritten after the first draw.
         """
+        if self._versions() != self._input_versions:
+            raise EngineUnfitError("an input is overwritten after the first dropout")
         for slot in self._slots:
             if slot.kept and slot.value is not None and slot.value._version != slot.version:
                 raise EngineUnfitError("a tensor from before the first dropout is overwritten after it")
         self.state, self._at = "replaying", 0
+
+    def _versions(self) -> list[int]:
+        return [leaf._version for leaf in tree_leaves(self.inputs) if isinstance(leaf, Tensor)]
 
     def _store(self, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
