@@ -94,11 +94,13 @@ def attention(
     weights = (query * (scale or 1 / math.sqrt(query.size(-1)))) @ key.transpose(-2, -1)
     if is_causal:
         attn_mask = torch.ones(weights.shape[-2:], dtype=torch.bool, device=query.device).tril()
-    if attn_mask is not None:
+    if attn_mask is None:
+        weights = weights.softmax(-1)
+    else:
         hidden = attn_mask.dtype == torch.bool
         weights = weights.masked_fill(~attn_mask, -math.inf) if hidden else weights + attn_mask
-    nothing = (weights == -math.inf).all(-1, keepdim=True)  # a query that may look at nothing gets zeros, as in torch
-    weights = weights.softmax(-1).masked_fill(nothing, 0.0)
+        nothing = (weights == -math.inf).all(-1, keepdim=True)  # queries that may look nowhere get zeros, as in torch
+        weights = weights.softmax(-1).masked_fill(nothing, 0.0)
     name, p = site
     return _dropped(weights, mode.keep(name, p, weights.shape, weights), p) @ value
 
