@@ -12,6 +12,15 @@ os.environ["WANDB_ERROR_REPORTING"] = "false"
 os.environ["TORCH_HOME"] = "/nonexistent"  # a test that downloads weights fails
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _autograd_began():
+    """Let autograd begin before torch.compile or torch.export has made up a device, for which it would start a thread:
+    then no process that is forked from here could train."""
+    import torch
+
+    torch.ones(1, requires_grad=True).sum().backward()
+
+
 @pytest.fixture(autouse=True)
 def _fresh(tmp_path, monkeypatch):
     """Run in an empty folder, with seeded streams and no warning already said."""

@@ -19,6 +19,7 @@ from lightning_tricks._base import UserInputError, isolated_rng
 from lightning_tricks.tune import _pool, _search, _stack_job, _trial_process
 from lightning_tricks.tune._methods import choose
 from lightning_tricks.tune._pool import share_of_gpus
+from lightning_tricks.tune._records import ordered
 from lightning_tricks.tune._space import space_of
 from lightning_tricks.tune._study import RUN, journal
 from lightning_tricks.tune._trial_process import Job
@@ -231,12 +232,12 @@ def test_a_stack_that_had_ended_is_not_trained_again_and_gpus_are_given(tmp_path
     stack = _stack_job.stack_of([job], job)
     stack.folder.mkdir(parents=True)
     _trial_process.write_json(_trial_process.result_file(stack), {"status": "complete", "results": [1]})
-    _stack_job.run_stack_in_process(stack)
+    _pool.run_in_process(stack)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,2"
     assert _pool.read_result(stack) == {"status": "complete", "results": [1]}
     assert not (stack.folder / "log.txt").exists()
     seen = []
-    monkeypatch.setattr(_pool, "run_job", lambda job: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
+    monkeypatch.setattr(_trial_process, "run_job", lambda job: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
     _pool.run_in_process(job_of(tmp_path, gpus="1", threads=torch.get_num_threads()))
     assert seen == ["1"]
 
@@ -273,7 +274,9 @@ def test_settings_whose_trainings_all_fail_again_are_left_out(tmp_path):
     failed = {"status": "failed", "reason": "out of memory"}
     trained = [failed, failed, failed, {"status": "complete", "value": 3.0}]
     with pytest.warns(UserWarning, match="the winner could not be tested: out of memory"):
-        table, tested = _search._again(study, Answers(tmp_path, trained, [failed]), 2, 2, test=True)
+        table, tested = _search._again(
+            ordered(study), Answers(tmp_path, trained, [failed]), 2, test=True, stacked=False
+        )
     assert [(r.run, r.values) for r in table] == [("run-1", (3.0,))]
     assert tested == {}
 

@@ -21,6 +21,7 @@ from lightning_tricks.tune._claim import Claim
 from lightning_tricks.tune._methods import Chosen, choose
 from lightning_tricks.tune._pool import Batch
 from lightning_tricks.tune._runner import Runner
+from lightning_tricks.tune._stack_job import StackJob
 from lightning_tricks.tune._stack_runner import StackRunner
 from lightning_tricks.tune._study import RUN, WORKER, _queue_again, journal, repair
 from lightning_tricks.tune._trial_process import Job
@@ -285,13 +286,11 @@ def fake(tmp_path, monkeypatch):
         return begun[-1]
 
     def make(runner, chosen, at_work=lambda job: None, **options):
-        monkeypatch.setattr(
-            "lightning_tricks.tune._stack_runner.StackRun", lambda job, _: start(FakeStack, job, at_work)
-        )
+        def run(job, place):
+            return start(FakeStack if isinstance(job, StackJob) else FakeRun, job, at_work)
+
         job = Job(tmp_path, {}, Slope, Tiny(), "val_loss", "min", 0)
-        pool = SimpleNamespace(
-            job=job, workers=1, grace=120.0, context=None, run=lambda job, place: start(FakeRun, job, at_work)
-        )
+        pool = SimpleNamespace(job=job, workers=1, grace=120.0, run=run)
         name = options.pop("name", "s")
         study = optuna.create_study(study_name=name, storage=journal(tmp_path / f"{name}.log"), load_if_exists=True)
         options |= {"most": 2} if runner is StackRunner else {}
