@@ -1,6 +1,8 @@
 """Every test is deterministic, offline and single-threaded. The package must not be imported at the top of this file:
 the jaxtyping hook has to see its modules first."""
 
+import functools
+import importlib.metadata
 import os
 
 import pytest
@@ -19,6 +21,24 @@ def _autograd_began():
     import torch
 
     torch.ones(1, requires_grad=True).sum().backward()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _installed_once():
+    """Read once what is installed: each of some thousand Trainers looks through all packages for callbacks."""
+    from lightning.fabric.utilities import registry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "entry_points", functools.cache(importlib.metadata.entry_points))
+        yield
+
+
+def pytest_collection_finish(session):
+    """Let the process for the ranks get ready beside the first tests; who runs one test may not need it."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        from helpers import start_rank_server
+
+        start_rank_server()
 
 
 @pytest.fixture(autouse=True)

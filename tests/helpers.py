@@ -5,9 +5,12 @@ import os
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
+from pathlib import Path
 from queue import Empty
 from typing import Any
 
+import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -27,12 +30,17 @@ def quiet_trainer(**options: Any) -> Trainer:
     return Trainer(**{**defaults, **options})
 
 
-# Ranks are forked from a process that has imported everything and run nothing: forking the test process itself fails
-# once autograd or the compiler has started threads in it.
+# Ranks are forked from a process that has imported everything and trained nothing: forking the test process itself
+# fails once autograd or the compiler has started threads in it.
 _FORKS = mp.get_context("forkserver")
-_FORKS.set_forkserver_preload(
-    ["lightning.pytorch", "torch.distributed", "torchmetrics", "torchvision", "lightning_tricks"]
-)
+
+
+def start_rank_server() -> None:
+    """Begin to start the process of which ranks are forks, unless it runs."""
+    _FORKS.set_forkserver_preload(["rank_server"])
+    with pytest.MonkeyPatch.context() as patch:  # the server looks for what it loads in its own path only
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        forkserver.ensure_running()
 
 
 def run_ranks(function: Callable[..., Any], *args: Any, world_size: int = 2, timeout: float = 120) -> list[Any]:
@@ -43,6 +51,7 @@ def run_ranks(function: Callable[..., Any], *args: Any, world_size: int = 2, tim
     use in a test session a run costs a fraction of a second. Results must pickle (tensors travel as lists or NumPy
     arrays). A rank's exception fails the test with its traceback.
     """
+    start_rank_server()
     # The ranks meet at a store that is there before them, as under torchrun: for one of rank 0 they would have to wait.
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     results = _FORKS.Queue()
@@ -90,6 +99,7 @@ def _rank(function, rank, world_size, port, results, args) -> None:
         TORCHELASTIC_USE_AGENT_STORE="True",
         TORCHELASTIC_RESTART_COUNT="0",
     )
+    mp.set_start_method("fork", force=True)  # for the workers of its loaders, as in a launched process
     torch.set_num_threads(1)
     rank_zero_only.rank = rank
     try:

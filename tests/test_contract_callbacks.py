@@ -105,17 +105,17 @@ class Module(LightningModule):
         return [torch.optim.Adam(self.body.parameters(), lr=0.05), torch.optim.SGD(self.head.parameters(), lr=0.05)]
 
 
-def loader(seed=0, shuffle=False):
+def loader(seed=0, shuffle=False, batch_size=8):
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(32, 4, generator=g)
-    return DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), 8, shuffle=shuffle)
+    return DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size, shuffle=shuffle)
 
 
 def fit(callbacks, *, module=None, val=True, ckpt_path=None, **options):
     torch.manual_seed(7)
     module = Module() if module is None else module
     trainer = quiet_trainer(**{"max_epochs": 4, "callbacks": callbacks, **options})
-    trainer.fit(module, loader(), loader(1) if val else None, ckpt_path=ckpt_path)
+    trainer.fit(module, loader(), loader(1, batch_size=16) if val else None, ckpt_path=ckpt_path)
     return trainer, module
 
 

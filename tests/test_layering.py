@@ -48,3 +48,10 @@ def test_room_imports_only_what_it_may(room):
 def test_every_room_is_listed():
     rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert rooms == set(MAY_IMPORT)
+
+
+def test_every_stated_shape_is_checked(pytestconfig):
+    checked = {name.strip() for name in pytestconfig.getoption("jaxtyping_packages").split(",")[:-1]}
+    files = [path for path in PACKAGE.rglob("*.py") if "jaxtyping" in path.read_text()]
+    stating = {".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts) for file in files}
+    assert checked == stating, "pyproject.toml lists the modules that state shapes"

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import run_ranks
 
 import lightning_tricks as lt
 
@@ -39,25 +40,22 @@ def test_importing_loads_nothing_heavy():
     assert out.stdout.strip() == "set()"
 
 
+def touch_all(rank):
+    """In a process that has imported every room and used nothing."""
+    before = "optuna" in sys.modules
+    sys.modules["optuna"] = None
+    with pytest.raises(ImportError) as absent:
+        _ = lt.CoarseToFineSampler
+    del sys.modules["optuna"]
+    names = [getattr(lt, name) for name in NAMES]
+    return before, str(absent.value), len(names), "optuna" in sys.modules, "wandb" in sys.modules
+
+
 def test_wandb_is_not_imported_and_optuna_when_touched_with_its_absence_one_sentence():
-    code = f"""
-import sys
-import lightning_tricks.tune
-print("optuna" in sys.modules)
-sys.modules["optuna"] = None
-import lightning_tricks as lt
-try:
-    lt.CoarseToFineSampler
-except ImportError as error:
-    print(error)
-del sys.modules["optuna"]
-print(len([getattr(lt, name) for name in {NAMES}]), "optuna" in sys.modules, "wandb" in sys.modules)
-"""
-    out = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-    before, absent, after = out.stdout.splitlines()
-    assert before == "False"
+    ((before, absent, *after),) = run_ranks(touch_all, world_size=1)
+    assert before is False
     assert 'pip install "lightning-tricks[tune]"' in absent
-    assert after == f"{len(NAMES)} True False"
+    assert after == [len(NAMES), True, False]
 
 
 def test_unknown_name_is_an_attribute_error():

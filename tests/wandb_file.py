@@ -23,6 +23,8 @@ def payloads(data: bytes) -> Iterator[bytes]:
             continue
         length, kind = struct.unpack_from("<HB", data, position + 4)
         chunk = data[position + 7 : position + 7 + length]
+        if len(chunk) < length:
+            return  # still being written
         position += 7 + length
         parts = [chunk] if kind in (FULL, FIRST) else [*parts, chunk]
         if kind in (FULL, LAST):
