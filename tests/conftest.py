@@ -2,6 +2,7 @@
 the jaxtyping hook has to see its modules first."""
 
 import functools
+import gc
 import importlib.metadata
 import os
 
@@ -34,11 +35,19 @@ def _installed_once():
 
 
 def pytest_collection_finish(session):
-    """Let the process for the ranks get ready beside the first tests; who runs one test may not need it."""
+    """Spare the garbage collector the million objects of the imports, here and in every process that is forked.
+
+    And let the process for the ranks get ready beside the first tests; who runs one test may not need it.
+    """
+    gc.freeze()
     if "PYTEST_XDIST_WORKER" in os.environ:
         from helpers import start_rank_server
 
         start_rank_server()
+
+
+def pytest_sessionfinish(session):
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import optuna
 import pytest
+import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import create_trial
 from search_nets import Once, Slope, Tiny, find, kill_self
@@ -103,10 +104,8 @@ class Told(Slope):
 
 
 def test_folds_are_given_up_when_the_best_trials_folds_are_better(tmp_path):
-    data, trainer = (
-        lt.DigitsDataModule(batch_size=2000),
-        {"max_epochs": 1, "limit_train_batches": 1, "accelerator": "cpu"},
-    )
+    data = lt.TabularDataModule(torch.rand(60, 1) + 1, torch.arange(60) % 2, scale="none", batch_size=60)
+    trainer = {"max_epochs": 1, "limit_train_batches": 1, "accelerator": "cpu"}
     space = {"loss": lt.Choice([1.0, 2.0])}
     options = {"method": "grid", "seed": 1, "trials": 2, "trainer": trainer}
     result = find(Told, space, data=data, folds=6, prune="wilcoxon", folder=tmp_path / "s", **options)
