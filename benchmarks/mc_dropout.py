@@ -124,7 +124,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=9)
     options.add_argument("--peer-rounds", type=int, default=1)
     options.add_argument("--peer-samples", type=int, default=SAMPLES)
-    options.add_argument("--only", choices=["head", "chunks", "peers", "deep"])
+    options.add_argument("--only", choices=["head", "chunks", "peers", "deep", "many"])
     given = options.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -159,6 +159,16 @@ def main() -> None:
             }
             times = interleaved(candidates, rounds=given.rounds)
             report(f"{name} with dropout everywhere, 32 samples", times, base="plain loop")
+    if given.only in (None, "many"):
+        layers = nn.Dropout(0.05), nn.Linear(13, 50), nn.ReLU(), nn.Dropout(0.05), nn.Linear(50, 1)
+        small, rows, n = nn.Sequential(*layers).eval(), torch.randn(81, 13), 10_000
+        candidates = {
+            "blocks of samples": engine(small, rows, n),
+            "plain loop": lambda: plain_loop(small, rows, n),
+            "engine='loop'": engine(small, rows, n, engine="loop"),
+        }
+        times = interleaved(candidates, rounds=given.peer_rounds)
+        report("MLP 13-50-1 with dropout before both layers, 81 rows, 10,000 samples", times, base="blocks of samples")
 
 
 if __name__ == "__main__":

@@ -11,28 +11,32 @@ and the grid ``dropout_rates`` and ``tau_values``, ``n_hidden``, ``n_epochs``. T
 - per split, the grid point with the best log-likelihood on the last fifth of the training part is trained anew on all
   of it; the test log-likelihood is that of the mixture of T = 10,000 passes with noise precision ``tau``.
 
-A model is a slice of stacked parameters ``(M, d, h)``. Adam and the penalty are elementwise and the losses are summed,
-so each slice learns exactly as it would alone. Slices of one split see the same order of batches, each its own masks.
+All nets of a stage (20 splits x 12 grid points) train as one stack by ``fit_stacked``: each holds the rows of its own
+split, the loader says which rows come next. The passes are drawn by ``mc_forward``.
 """
 
 import argparse
-import copy
 import json
+import logging
 import math
 import time
-from dataclasses import dataclass, fields
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from lightning_tricks.tune._stack_masks import keep_mask
+from lightning_tricks import ExactResume, fit_stacked, mc_forward
 from lightning_tricks.uncertainty import mixture_log_likelihood
 
 LENGTH_SCALE = 1e-2
 BATCH = 128
-GROUP = 3  # splits trained at a time: 36 nets' activations fit a core's cache, 240 took twice as long per net
+SAVE_EVERY = 100  # epochs
 PUBLISHED = {  # RMSE of one pass, RMSE of the mean, test log-likelihood; each with its standard error
     "bostonHousing": ((3.61, 0.23), (2.90, 0.18), (-2.40, 0.04)),
     "concrete": ((5.45, 0.19), (4.83, 0.16), (-2.94, 0.02)),
@@ -51,9 +55,6 @@ class Part:
     mean: Tensor  # (S,)
     scale: Tensor  # (S,)
 
-    def __getitem__(self, splits: slice) -> "Part":
-        return Part(*(getattr(self, field.name)[splits] for field in fields(self)))
-
 
 def make_part(x: np.ndarray, y: np.ndarray, train: list[np.ndarray], new: list[np.ndarray]) -> Part:
     columns = []
@@ -68,163 +69,110 @@ def make_part(x: np.ndarray, y: np.ndarray, train: list[np.ndarray], new: list[n
     return Part(*(torch.from_numpy(np.stack(column)).float() for column in zip(*columns, strict=True)))
 
 
-class StackedNet:
-    """M nets of one hidden layer side by side, with gradients written out: half the time of autograd's.
+class OwnRows(LightningModule):
+    """A net with the rows that it learns from; a batch says which of them.
 
-    Rows are on the last axis, which keeps every product contiguous. A mask is 0 or 1; its factor 1 / (1 - rate) goes
-    into the weights behind it.
+    Args:
+        x: inputs ``(n, d)``.
+        y: targets ``(n,)``.
+        hidden: units.
+        rate: probability of dropping, before both layers.
+        penalty: factor of the squared weights in the loss.
     """
 
-    def __init__(self, models: int, inputs: int, hidden: int, rate: Tensor, generator: torch.Generator) -> None:
-        def glorot(rows: int, columns: int) -> Tensor:  # Keras's default
-            bound = math.sqrt(6 / (rows + columns))
-            return torch.empty(models, rows, columns).uniform_(-bound, bound, generator=generator)
+    def __init__(self, x: Tensor, y: Tensor, hidden: int, rate: float, penalty: float) -> None:
+        super().__init__()
+        layers = [nn.Linear(x.shape[1], hidden), nn.Linear(hidden, 1)]
+        for layer in layers:  # Keras's defaults
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.net = nn.Sequential(nn.Dropout(rate), layers[0], nn.ReLU(), nn.Dropout(rate), layers[1])
+        self.penalty = penalty
+        self.register_buffer("x", x)
+        self.register_buffer("y", y)
 
-        self.weights = [glorot(hidden, inputs), glorot(1, hidden)]
-        self.biases = [torch.zeros(models, hidden, 1), torch.zeros(models, 1, 1)]
-        self.rate = rate.reshape(-1, 1, 1)
-        self.scale = (1 / (1 - rate)).reshape(-1, 1, 1)
-        self.generator = generator
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        """Return the mean squared error of these rows."""
+        return (self.net(self.x[batch])[:, 0] - self.y[batch]).square().mean()
 
-    def parameters(self) -> list[Tensor]:
-        """Return weights, then biases."""
-        return [*self.weights, *self.biases]
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Log the error with dropout off; nothing is decided by it."""
+        self.log("val_loss", self.training_step(batch, batch_idx))
 
-    def masks(self, *shape: int) -> Tensor:
-        """Return fresh zeros and ones; models are on the first axis."""
-        return keep_mask(shape, self.rate, self.generator)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return one pass ``(M, 1, B)`` for ``x (M, d, B)``, the masked inputs and the masked activations."""
-        x = x * self.masks(*x.shape)
-        hidden = torch.baddbmm(self.biases[0], self.weights[0] * self.scale, x).relu_()  # (M, h, B)
-        hidden.mul_(self.masks(*hidden.shape))
-        return torch.baddbmm(self.biases[1], self.weights[1] * self.scale, hidden), x, hidden
-
-    def backward(self, x: Tensor, y: Tensor, penalty: Tensor) -> None:
-        """Set gradients of mean squared error ``+ penalty * |W|^2`` per model; ``x (M, d, B)``, ``y (M, 1, B)``."""
-        out, x, hidden = self.forward(x)
-        error = (out - y).mul_(2 / y.shape[-1])
-        output_weight = self.weights[1] * self.scale  # (M, 1, h)
-        self.weights[1].grad = torch.bmm(error, hidden.mT).mul_(self.scale)
-        self.biases[1].grad = error.sum(-1, keepdim=True)
-        error = hidden.sign_().mul_(output_weight.mT).mul_(error)  # through ReLU and mask: where a unit is above 0
-        self.weights[0].grad = torch.bmm(error, x.mT).mul_(self.scale)
-        self.biases[0].grad = error.sum(-1, keepdim=True)
-        for weight in self.weights:
-            weight.grad.add_(2 * penalty * weight)  # type: ignore[union-attr]  # set above
-
-    def pick(self, models: slice) -> "StackedNet":
-        """Return some of the models, sharing their parameters and the random stream."""
-        chosen = copy.copy(self)
-        chosen.weights = [weight[models] for weight in self.weights]
-        chosen.biases = [bias[models] for bias in self.biases]
-        chosen.rate, chosen.scale = self.rate[models], self.scale[models]
-        return chosen
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return Adam with Keras's numbers; the gradient of ``penalty * W^2`` is a decay of ``2 * penalty``."""
+        weights = [self.net[1].weight, self.net[4].weight]
+        biases = [self.net[1].bias, self.net[4].bias]
+        groups = [{"params": weights, "weight_decay": 2 * self.penalty}, {"params": biases}]
+        return torch.optim.Adam(groups, lr=1e-3, eps=1e-7)
 
 
-class Adam:
-    """Adam with Keras's defaults, for many small tensors: ``torch.optim`` spends more on bookkeeping than on these."""
+class RowNumbers(LightningDataModule):
+    """Batches of row numbers, each once per epoch in a random order that depends on seed and epoch only."""
 
-    def __init__(self, parameters: list[Tensor]) -> None:
-        self.parameters, self.step_count = parameters, 0
-        self.mean = [torch.zeros_like(parameter) for parameter in parameters]
-        self.square = [torch.zeros_like(parameter) for parameter in parameters]
+    def __init__(self, rows: int, seed: int) -> None:
+        super().__init__()
+        self.rows, self.seed = rows, seed
 
-    def step(self) -> None:
-        """Use the gradients that are set."""
-        self.step_count += 1
-        rate = 1e-3 * math.sqrt(1 - 0.999**self.step_count) / (1 - 0.9**self.step_count)
-        for parameter, mean, square in zip(self.parameters, self.mean, self.square, strict=True):
-            mean.lerp_(parameter.grad, 0.1)
-            square.mul_(0.999).addcmul_(parameter.grad, parameter.grad, value=0.001)
-            parameter.addcdiv_(mean, square.sqrt().add_(1e-7), value=-rate)
+    def train_dataloader(self) -> DataLoader:
+        """Return an epoch's batches."""
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.trainer.current_epoch)
+        return DataLoader(torch.randperm(self.rows, generator=generator).split(BATCH), batch_size=None)
+
+    def val_dataloader(self) -> DataLoader:
+        """Return all rows at once."""
+        return DataLoader([torch.arange(self.rows)], batch_size=None)
 
 
 def train(
     part: Part, rate: Tensor, tau: Tensor, *, hidden: int, epochs: int, seed: int, checkpoint: Path | None
-) -> StackedNet:
+) -> list[OwnRows]:
     """Train one net per split and grid point; ``rate`` and ``tau`` are ``(S, G)``."""
-    splits, rows, inputs = part.x.shape
-    grid = rate.shape[1]
-    generator = torch.Generator().manual_seed(seed)
-    net = StackedNet(splits * grid, inputs, hidden, rate.flatten(), generator)
-    penalty = (LENGTH_SCALE**2 * (1 - rate) / (2 * rows * tau)).reshape(-1, 1, 1)
-    optimizer = Adam(net.parameters())
-    first, seconds = restore(checkpoint, net, optimizer, generator)
-    start = time.process_time() - seconds
-    for epoch in range(first, epochs):
-        order = torch.rand(splits, rows, generator=generator).argsort(1)
-        for batch in order.split(BATCH, dim=1):
-            x = part.x.gather(1, batch[..., None].expand(-1, -1, inputs)).mT  # (S, d, B)
-            y = part.y.gather(1, batch)[:, None]  # (S, 1, B)
-            net.backward(x.repeat_interleave(grid, 0), y.repeat_interleave(grid, 0), penalty)
-            optimizer.step()
-        if checkpoint and ((epoch + 1) % 100 == 0 or epoch + 1 == epochs):
-            seconds = time.process_time() - start
-            save(checkpoint, net, optimizer, generator, epoch + 1, seconds)
-            print(f"{checkpoint.stem}: epoch {epoch + 1}, {seconds:.0f} s", flush=True)
-    return net
-
-
-def save(path: Path, net: StackedNet, optimizer, generator, epoch: int, seconds: float) -> None:
-    state = {
-        "parameters": net.parameters(),
-        "optimizer": [optimizer.step_count, optimizer.mean, optimizer.square],
-        "generator": generator.get_state(),
-        "epoch": epoch,
-        "seconds": seconds,
+    torch.manual_seed(seed)
+    rows = part.x.shape[1]
+    penalty = LENGTH_SCALE**2 * (1 - rate) / (2 * rows * tau)
+    models = [
+        OwnRows(part.x[split], part.y[split], hidden, float(rate[split, point]), float(penalty[split, point]))
+        for split in range(len(rate))
+        for point in range(rate.shape[1])
+    ]
+    options = {
+        "max_epochs": epochs,
+        "accelerator": "cpu",
+        "check_val_every_n_epoch": epochs,
+        "num_sanity_val_steps": 0,
+        "reload_dataloaders_every_n_epochs": 1,
+        "enable_checkpointing": checkpoint is not None,
+        "enable_progress_bar": True,
     }
-    torch.save(state, path.with_suffix(".new"))
-    path.with_suffix(".new").replace(path)
+    watchers, ckpt_path = [], None
+    if checkpoint:
+        folder, name = checkpoint.parent, checkpoint.name
+        often = {"every_n_epochs": SAVE_EVERY, "save_on_train_epoch_end": True, "enable_version_counter": False}
+        watchers = [ExactResume(), ModelCheckpoint(folder, name, **often)]
+        ckpt_path = checkpoint.with_suffix(".ckpt") if checkpoint.with_suffix(".ckpt").exists() else None
+    fit_stacked(models, RowNumbers(rows, seed), trainer=options, watchers=watchers, ckpt_path=ckpt_path)
+    return models
 
 
-def restore(path: Path | None, net: StackedNet, optimizer, generator) -> tuple[int, float]:
-    if path is None or not path.exists():
-        return 0, 0.0
-    state = torch.load(path, weights_only=True)
-    for parameter, old in zip(net.parameters(), state["parameters"], strict=True):
-        parameter.copy_(old)
-    optimizer.step_count, optimizer.mean, optimizer.square = state["optimizer"]
-    generator.set_state(state["generator"])
-    return state["epoch"], state["seconds"]
-
-
-def sample(net: StackedNet, x: Tensor, passes: int, *, chunk: int = 5) -> Tensor:
-    """Return ``(T, G, m)`` predictions of G models for the rows ``x (m, d)``, a few passes at a time (cache)."""
-    models, (rows, inputs) = len(net.scale), x.shape
-    parts = []
-    for first in range(0, passes, chunk):
-        size = min(chunk, passes - first)
-        many = x.T[:, None].expand(models, inputs, size, rows).reshape(models, inputs, size * rows)
-        parts.append(net.forward(many)[0].view(models, size, rows).transpose(0, 1))
-    return torch.cat(parts)
-
-
-def score(net: StackedNet, part: Part, tau: Tensor, passes: int) -> dict[str, Tensor]:
+def score(models: list[OwnRows], part: Part, tau: Tensor, passes: int, seed: int) -> dict[str, Tensor]:
     """Return ``(S, G)`` scores on the new rows, in the target's own unit."""
-    splits, grid = tau.shape
-    scores: dict[str, list[Tensor]] = {"one_pass_rmse": [], "rmse": [], "log_likelihood": []}
-    for split in range(splits):
-        models = slice(split * grid, (split + 1) * grid)
-        y_hat = sample(net.pick(models), part.x_new[split], passes) * part.scale[split] + part.mean[split]  # (T, G, m)
-        y = part.y_new[split]
-        scores["one_pass_rmse"].append((y_hat[0] - y).square().mean(-1).sqrt())
-        scores["rmse"].append((y_hat.mean(0) - y).square().mean(-1).sqrt())
-        nats = mixture_log_likelihood(y_hat, y.expand(grid, -1), tau=tau[split][:, None])
-        scores["log_likelihood"].append(nats.mean(-1))
-    return {name: torch.stack(values) for name, values in scores.items()}
+    scores = {name: torch.empty(tau.shape) for name in ("one_pass_rmse", "rmse", "log_likelihood")}
+    for number, model in enumerate(models):
+        at = divmod(number, tau.shape[1])
+        split = at[0]
+        y_hat = mc_forward(model.net, part.x_new[split], samples=passes, seed=seed + number)[..., 0]  # (T, m)
+        y_hat, y = y_hat * part.scale[split] + part.mean[split], part.y_new[split]
+        scores["one_pass_rmse"][at] = (y_hat[0] - y).square().mean().sqrt()
+        scores["rmse"][at] = (y_hat.mean(0) - y).square().mean().sqrt()
+        scores["log_likelihood"][at] = mixture_log_likelihood(y_hat, y, tau=tau[at]).mean()
+    return scores
 
 
 def train_and_score(part: Part, rate: Tensor, tau: Tensor, *, passes: int, seed: int, path: Path | None, **options):
-    """Train and score every split and grid point, a few splits at a time; returns ``(S, G)`` scores."""
-    groups = []
-    for first in range(0, len(rate), GROUP):
-        few = slice(first, first + GROUP)
-        checkpoint = path.with_name(f"{path.name}-{first}.pt") if path else None
-        net = train(part[few], rate[few], tau[few], seed=seed + first, checkpoint=checkpoint, **options)
-        groups.append(score(net, part[few], tau[few], passes))
-    return {name: torch.cat([group[name] for group in groups]) for name in groups[0]}
+    """Train and score every split and grid point; returns ``(S, G)`` scores."""
+    models = train(part, rate, tau, seed=seed, checkpoint=path, **options)
+    return score(models, part, tau, passes, seed)
 
 
 def run_set(file: Path, *, multiplier: int, passes: int, seed: int, checkpoints: Path | None) -> dict:
@@ -283,6 +231,8 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=Path, help="folder to go on from after an interruption")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*does not have many workers|.*logging interval|Checkpoint directory")
     if args.checkpoints:
         args.checkpoints.mkdir(parents=True, exist_ok=True)
     files = [args.folder / f"{name}.npz" for name in args.sets] if args.sets else sorted(args.folder.glob("*.npz"))

@@ -62,6 +62,44 @@ def test_what_comes_before_the_first_dropout_is_computed_once(engine, chunk_size
     assert counter.rows == len(IMAGES)
 
 
+@pytest.mark.parametrize("masks", ["independent", "shared"])
+def test_many_samples_come_in_blocks_of_the_loops_and_share_the_prefix(masks):
+    samples = 2 * 2**20 // (144 * 4) + 5  # of 144 features, a mebibyte per row and block
+    run = MCEngine(head_net(), samples=samples, seed=3, masks=masks)
+    run(IMAGES)
+    blocks = []
+    with CountConvolved() as counter:
+        run.feed(lambda rows, drawn, out: blocks.append((drawn, out)), IMAGES)
+    assert run.report.engine == "vmap"
+    assert [len(drawn) for drawn, _ in blocks] == [1820, 1820, 5]
+    assert counter.rows == len(IMAGES)
+    some = range(1815, 1825)  # on both sides of a seam
+    loop = MCEngine(head_net(), samples=samples, seed=3, masks=masks, engine="loop")
+    one_by_one = []
+    loop.feed(lambda rows, drawn, out: one_by_one.append(out), IMAGES, samples=some)
+    whole = torch.cat([out for _, out in blocks])
+    torch.testing.assert_close(whole[1815:1825], torch.cat(one_by_one))
+    assert torch.equal(run(IMAGES), whole)
+
+
+def test_a_prefix_that_cannot_be_kept_is_computed_for_every_block():
+    class Overwriting(nn.Module):
+        def forward(self, x):
+            features = x.flatten(1) + 1
+            out = F.dropout(features, 0.5, self.training)
+            features.zero_()  # what a replay would have needed
+            return out
+
+    run = MCEngine(Overwriting(), samples=5000, seed=0)
+    drawn = run(IMAGES)
+    assert run.report.samples_at_once == 4096
+    assert not run.report.prefix_shared
+    kept = drawn != 0
+    expected = (2 * (IMAGES.flatten(1) + 1)).expand_as(drawn)
+    assert torch.equal(drawn[kept], expected[kept])
+    assert kept[4096:].float().mean() == pytest.approx(0.5, abs=0.02)
+
+
 class CountConvolved(torch.utils._python_dispatch.TorchDispatchMode):
     """Counts rows where the work is done, below Python."""
 

@@ -1,7 +1,8 @@
-"""The stacked nets of the paper's table learn what each would alone; an interrupted run ends bit-equal."""
+"""The nets of the paper's table learn what each would alone; an interrupted run ends equal."""
 
 import importlib
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -27,51 +28,56 @@ def make_set(path, rows=60, splits=2):
     np.savez(path, **arrays, **{name: np.array(values) for name, values in grid.items()})
 
 
-def test_gradients_equal_autograd(uci):
+def make_part(uci, splits=2, rows=150):
     generator = torch.Generator().manual_seed(0)
-    rate = torch.tensor([0.05, 0.1, 0.5])
-    net = uci.StackedNet(3, 4, 7, rate, generator)
-    x, y, penalty = torch.randn(3, 4, 16), torch.randn(3, 1, 16), torch.tensor([0.1, 0.2, 0.3]).reshape(3, 1, 1)
-    state = generator.get_state()
-    net.backward(x, y, penalty)
-    got = [parameter.grad.clone() for parameter in net.parameters()]
-    generator.set_state(state)
-    first, second = net.masks(3, 4, 16), net.masks(3, 7, 16)
-    scale = 1 / (1 - rate).reshape(3, 1, 1)
-    (w1, w2, b1, b2) = (parameter.clone().requires_grad_() for parameter in net.parameters())
-    out = w2 @ (torch.relu(w1 @ (x * first * scale) + b1) * second * scale) + b2
-    loss = (out - y).square().mean((1, 2)).sum() + (penalty * w1.square()).sum() + (penalty * w2.square()).sum()
-    for ours, theirs in zip(got, torch.autograd.grad(loss, [w1, w2, b1, b2]), strict=True):
-        torch.testing.assert_close(ours, theirs)
+    x, y = torch.randn(splits, rows, 3, generator=generator), torch.randn(splits, rows, generator=generator)
+    return uci.Part(x, y, x[:, :7], 10 * y[:, :7] + 30, torch.full((splits,), 30.0), torch.full((splits,), 10.0))
 
 
-def test_masks_drop_at_their_rates(uci):
-    rate = torch.tensor([0.005, 0.1, 0.5])
-    net = uci.StackedNet(3, 4, 7, rate, torch.Generator().manual_seed(0))
-    masks = net.masks(3, 500, 801)
-    assert set(masks.unique().tolist()) == {0.0, 1.0}
-    torch.testing.assert_close(1 - masks.mean((1, 2)), rate, atol=4e-3, rtol=0)
+def test_each_net_learns_from_its_own_rows_what_it_would_alone(uci):
+    """Without dropout, against loops that write the penalty into the loss."""
+    part, none, tau = make_part(uci), torch.zeros(2, 3), torch.tensor([[1e-4, 1e-3, 1.0]] * 2)
+    models = uci.train(part, none, tau, hidden=4, epochs=6, seed=5, checkpoint=None)
+    torch.manual_seed(5)
+    for number, model in enumerate(models):
+        split, point = divmod(number, 3)
+        net = uci.OwnRows(part.x[split], part.y[split], 4, 0.0, 0.0).net
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, eps=1e-7)
+        for epoch in range(6):
+            order = torch.randperm(150, generator=torch.Generator().manual_seed(5 * 100_003 + epoch))
+            for batch in (order[:128], order[128:]):
+                error = (net(part.x[split][batch])[:, 0] - part.y[split][batch]).square().mean()
+                penalty = 1e-4 / (2 * 150 * tau[split, point])
+                loss = error + penalty * (net[1].weight.square().sum() + net[4].weight.square().sum())
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        for ours, alone in zip(model.net.parameters(), net.parameters(), strict=True):
+            torch.testing.assert_close(ours, alone, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(models[0].net[1].weight, models[1].net[1].weight)
 
 
-def test_adam_equals_torch(uci):
-    ours, theirs = torch.randn(5, 4), nn.Parameter(torch.empty(5, 4))
-    theirs.data.copy_(ours)
-    mine, reference = uci.Adam([ours]), torch.optim.Adam([theirs], lr=1e-3, eps=1e-12)
-    for _ in range(30):
-        ours.grad = theirs.grad = torch.randn(5, 4)
-        mine.step()
-        reference.step()
-    torch.testing.assert_close(ours, theirs.data)
+def test_scores_are_those_of_the_paper(uci):
+    """With two equally likely predictions, by hand."""
 
+    class TwoAnswers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop = nn.Dropout(0.5)
 
-def test_samples_have_the_nets_mean(uci):
-    net = uci.StackedNet(2, 3, 6, torch.tensor([0.1, 0.2]), torch.Generator().manual_seed(0))
-    x = torch.randn(4, 3)
-    net.biases[0] += 10  # every unit is active, so the net is linear and dropout is unbiased
-    drawn = uci.sample(net, x, 20_000)
-    exact = (net.weights[1] @ (net.weights[0] @ x.T + net.biases[0]) + net.biases[1])[:, 0]
-    error = drawn.std(0) / 20_000**0.5
-    assert ((drawn.mean(0) - exact).abs() < 5 * error).all()
+        def forward(self, x):
+            return self.drop(torch.ones(len(x), 1))  # 0 or 2
+
+    part = uci.Part(*(torch.zeros(1, 1) for _ in range(2)), torch.zeros(1, 1, 3), torch.tensor([[31.0]]), *[None] * 2)
+    part.mean, part.scale = torch.tensor([30.0]), torch.tensor([4.0])  # so 30 or 38, and 31 was to be said
+    model = nn.Module()
+    model.net = TwoAnswers()
+    scores = uci.score([model], part, torch.tensor([[0.5]]), 40_000, 0)
+    assert scores["one_pass_rmse"].item() in (1.0, 7.0)
+    assert scores["rmse"].item() == pytest.approx(3, abs=0.1)
+    gauss = math.sqrt(0.5 / (2 * math.pi))
+    nats = math.log(0.5 * gauss * (math.exp(-0.25 * 1) + math.exp(-0.25 * 49)))
+    assert scores["log_likelihood"].item() == pytest.approx(nats, abs=0.02)
 
 
 def test_a_set_is_standardised_with_its_training_rows_only(uci):
@@ -83,24 +89,28 @@ def test_a_set_is_standardised_with_its_training_rows_only(uci):
     assert (part.y_new.item(), part.mean.item(), part.scale.item()) == (50, 2, 1)
 
 
-def test_interrupted_run_ends_bit_equal(uci, tmp_path, monkeypatch):
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+def test_an_interrupted_run_ends_equal(uci, tmp_path, monkeypatch):
     make_set(tmp_path / "toy.npz")
-    options = {"multiplier": 67, "passes": 40, "seed": 0}  # 201 epochs: checkpoints after 100, 200 and 201
+    monkeypatch.setattr(uci, "SAVE_EVERY", 10)
+    options = {"multiplier": 4, "passes": 40, "seed": 0}  # 12 epochs: a checkpoint after 10
     whole = uci.run_set(tmp_path / "toy.npz", checkpoints=None, **options)
-    saves = []
 
-    def killed(*args):
-        original(*args)
-        saves.append(args)
-        if len(saves) == 2:
-            raise KeyboardInterrupt
+    def dies(data):
+        if data.trainer.current_epoch == 11:
+            raise ZeroDivisionError
+        return original(data)
 
-    original = uci.save
-    monkeypatch.setattr(uci, "save", killed)
-    with pytest.raises(KeyboardInterrupt):
-        uci.run_set(tmp_path / "toy.npz", checkpoints=tmp_path, **options)
-    resumed = uci.run_set(tmp_path / "toy.npz", checkpoints=tmp_path, **options)
+    original = uci.RowNumbers.train_dataloader
+    monkeypatch.setattr(uci.RowNumbers, "train_dataloader", dies)
+    with pytest.raises(ZeroDivisionError):
+        uci.run_set(tmp_path / "toy.npz", checkpoints=tmp_path / "kept", **options)
+    epochs = []
+    monkeypatch.setattr(
+        uci.RowNumbers, "train_dataloader", lambda data: epochs.append(data.trainer.current_epoch) or original(data)
+    )
+    resumed = uci.run_set(tmp_path / "toy.npz", checkpoints=tmp_path / "kept", **options)
+    assert epochs[0] >= 9
     whole.pop("cpu_seconds"), resumed.pop("cpu_seconds")
     assert resumed == whole
-    assert whole["rmse"][0] < 10  # of a target with standard deviation 16
     json.dumps(whole)

@@ -347,6 +347,38 @@ def test_a_mask_of_rate_zero_keeps_everything_and_masks_differ_between_nets():
     assert masks.mean(1).tolist() == pytest.approx([1, 0.5, 0.5, 0.1], abs=0.03)
 
 
+class DropsTwice(nn.Module):
+    """Drops what all nets share, and what each has for itself; by vmap."""
+
+    def __init__(self, p, kind):
+        super().__init__()
+        self.drop = kind(p)
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        dropped = self.drop(x)
+        return dropped, self.drop(x * self.scale)
+
+
+@pytest.mark.parametrize("kind", [nn.Dropout, nn.Dropout2d])
+def test_dropout_by_vmap_has_each_nets_rate_and_gradients(kind):
+    rates = torch.tensor([0.1, 0.5, 0.9])
+    stack = StackedNet([DropsTwice(float(p), kind) for p in rates])
+    assert stack.way == "vmap"
+    x = torch.ones(2000, 6, 2, 2, requires_grad=True)
+    for out in stack(x):
+        dropped = (out == 0).float()
+        assert dropped.mean((1, 2, 3, 4)).tolist() == pytest.approx(rates.tolist(), abs=0.02)
+        torch.testing.assert_close(out.amax((1, 2, 3, 4)), 1 / (1 - rates))
+        assert bool((dropped == dropped[..., :1, :1]).all()) == (kind is nn.Dropout2d), "whole channels"
+        assert not torch.equal(dropped[0], dropped[1])
+        weight = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1, 1, 1)
+        (got,) = torch.autograd.grad((weight * out.square()).sum(), x)
+        torch.testing.assert_close(got, (2 * weight * out / (1 - rates.view(3, 1, 1, 1, 1))).sum(0))
+    stack.eval()
+    assert torch.equal(stack(x)[0], x.expand(3, *x.shape))
+
+
 def test_training_with_dropout_is_as_good_as_one_by_one():
     def made(seed):
         torch.manual_seed(seed)

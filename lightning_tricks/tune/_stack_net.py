@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from lightning_tricks._base import UserInputError
 from lightning_tricks.tune._stack_chain import NotAChainError, layers_of, run_chain
+from lightning_tricks.tune._stack_masks import keep_mask
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 _PLAIN = (int, float, str, bool, type(None), tuple, list, torch.dtype)
@@ -158,8 +159,34 @@ class _own_rates:  # noqa: N801 - a context manager
 def _dropped(layer: nn.Module, x: Tensor, rate: Tensor) -> Tensor:
     if not layer.training:
         return x
-    shape = x.shape if isinstance(layer, nn.Dropout) else (*x.shape[:2], *[1] * (x.ndim - 2))
-    return x * (torch.rand(shape, device=x.device) >= rate) / (1 - rate)
+    shared = 0 if isinstance(layer, nn.Dropout) else x.ndim - 2
+    dropped: Tensor = _Drop.apply(x, rate, shared)
+    return dropped
+
+
+class _Drop(torch.autograd.Function):
+    """Dropout that draws the masks of all nets at once: under ``vmap`` torch's ``rand`` alone takes ten times as long.
+
+    Its arguments are the inputs, the rate, and how many of the last axes share a mask.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, rate: Tensor, shared: int) -> Tensor:
+        """Drop with one rate, where there is no stack."""
+        shape = (*x.shape[: x.ndim - shared], *[1] * shared)
+        return x * keep_mask(shape, rate) / (1 - rate)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Keep nothing: gradients flow through what :meth:`vmap` does."""
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor, rate: Tensor, shared: int) -> tuple[Tensor, int]:
+        """Drop with the rates ``(K,)`` of all nets."""
+        x = x.expand(info.batch_size, *x.shape) if in_dims[0] is None else x.movedim(in_dims[0], 0)
+        shape = (*x.shape[: x.ndim - shared], *[1] * shared)
+        rate = rate.view(-1, *[1] * (x.ndim - 1))
+        return x * (keep_mask(shape, rate) / (1 - rate)), 0
 
 
 def put_back(tensors: Sequence[Tensor], row: int, net: nn.Module) -> None:

@@ -159,11 +159,12 @@ class MCEngine:
                 _, first = next(self._chunks(inputs, named, rows))
                 self.report, planned = self._planner().plan(first.filled(self.min_rows), wanted)
             for part, cut in self._chunks(inputs, named, rows):
+                rest = wanted
                 if planned is not None:
-                    hand_over(part, wanted, planned)
-                    planned = None
-                else:
-                    self._compute(hand_over, part, cut.filled(self.min_rows), wanted)
+                    drawn = wanted[: self.report.samples_at_once]
+                    hand_over(part, drawn, planned)
+                    planned, rest = None, wanted[len(drawn) :]
+                self._compute(hand_over, part, cut.filled(self.min_rows), rest)
 
     def _planner(self) -> Planner:
         planner = Planner(self.model, self._passes, self.engine, self.samples)
@@ -175,19 +176,19 @@ class MCEngine:
         report = self.report
         if report is None:
             raise AssertionError("the first batch makes the report")
-        if report.engine != "loop":
-            sink(part, samples, self._passes.compute(report.engine, batch, samples))
-            return
-        tape = PrefixTape() if report.prefix_shared else None
-        for sample in samples:
-            one = range(sample, sample + 1)
+        block = 1 if report.engine == "loop" else report.samples_at_once or max(len(samples), 1)
+        tape = PrefixTape() if report.prefix_shared and block < len(samples) else None
+        for start in range(0, len(samples), block):
+            some = samples[start : start + block]
             try:
-                out = self._passes.loop(batch, one, tape)
+                out = self._passes.compute(report.engine, batch, some, tape=tape)
             except EngineUnfitError as error:
+                if tape is None:
+                    raise
                 tape, report.prefix_shared = None, False
                 report.notes.append(f"the prefix could not be replayed later on: {error}")
-                out = self._passes.loop(batch, one)
-            sink(part, one, out)
+                out = self._passes.compute(report.engine, batch, some)
+            sink(part, some, out)
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:

@@ -101,6 +101,8 @@ class Passes:
             return self._run(draws, tape, batch.call, args, kwargs)
 
         s = len(samples)
+        if tape is not None and tape.state == "full":
+            tape.rewind()
         args, kwargs = self._inputs(batch, tape)
         dims: Any = None
         if lift:

@@ -15,8 +15,10 @@ from lightning_tricks.uncertainty._engine_model import reads_training
 from lightning_tricks.uncertainty._engine_passes import Batch, Engine, Passes
 from lightning_tricks.uncertainty._engine_tape import PrefixTape
 
-# Beyond this much per row, S samples at once fall out of a CPU's cache and the loop is faster (measured).
+# Beyond this much per row, samples at once fall out of a CPU's cache and the loop is faster (measured): more are
+# computed in blocks of as many as fit, unless so few fit that a block gains nothing.
 _CPU_ROW_BYTES = 2**20
+_SMALLEST_BLOCK = 128
 # So much for S samples of one tensor; a net holds a few of them at a time.
 _CPU_BYTES, _GPU_BYTES = 2**24, 2**29
 
@@ -30,6 +32,7 @@ class EngineReport:
         prefix_shared: whether what comes before the first random call is computed once per batch.
         sites: the random calls, in order.
         rows_at_once: so many rows are computed together at most, lest their samples fill the memory; None for all.
+        samples_at_once: so many samples are computed together at most; None for all.
         resting: dropout calls that stayed off, such as those with p = 0.
         notes: engines that were tried and why they did not suit, and what else is worth knowing.
     """
@@ -38,6 +41,7 @@ class EngineReport:
     prefix_shared: bool
     sites: list[StochasticSite]
     rows_at_once: int | None = None
+    samples_at_once: int | None = None
     resting: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -66,7 +70,7 @@ class Planner:
         self.notes: list[str] = []
 
     def plan(self, batch: Batch, samples: range) -> tuple[EngineReport, Any]:
-        """Return the report and the samples of this batch's first rows, as many as it says, or None if not computed.
+        """Return the report and the first samples of this batch's first rows, as many as it says, or None.
 
         Raises:
             UserInputError: if nothing in the net is random, or the asked-for engine does not suit it.
@@ -82,18 +86,21 @@ class Planner:
             rank_zero_warn(f"mc_forward leaves dropout off in parts {self.notes[-1]}. Keep them as Python modules.")
         tape = self._tested(recorded, batch, samples[0], first)
         for engine in self._order(batch):
+            block = samples if engine == "loop" else samples[: self._block(batch)]
             try:
-                out = self._tried(engine, batch, samples, tape, first)
+                out = self._tried(engine, batch, block, tape, first)
             except EngineUnfitError as error:
                 self._refuse(engine, str(error))
                 continue
-            self._demand_variance(out, samples, batch)
-            shared = engine == "vmap" or (engine == "loop" and tape is not None)
+            self._demand_variance(out, block, batch)
+            in_one_go = engine == "vmap" and self._block(batch) is None
+            shared = in_one_go or (engine in ("vmap", "loop") and tape is not None)
             book = self.passes.book
             sites, resting = list(book.sites.values()), sorted(book.resting)
             if engine == "loop":  # holds one sample at a time, so it takes all rows
-                return EngineReport(engine, shared, sites, None, resting, self.notes), out if batch is asked else None
-            return EngineReport(engine, shared, sites, at_once, resting, self.notes), out
+                report = EngineReport(engine, shared, sites, resting=resting, notes=self.notes)
+                return report, out if batch is asked else None
+            return EngineReport(engine, shared, sites, at_once, self._block(batch), resting, self.notes), out
         raise AssertionError("the loop is the last engine and suits every model")
 
     def _tested(self, tape: PrefixTape, batch: Batch, sample: int, first: Any) -> PrefixTape | None:
@@ -114,8 +121,13 @@ class Planner:
             return [self.engine]  # type: ignore[list-item]  # checked when it was passed
         if not _on_cpu(batch):  # one large launch beats S small ones
             return ["vmap", "repeat", "lifted", "loop"]
-        small = self.passes.row_size * self.total * 4 <= _CPU_ROW_BYTES
-        return ["vmap", "loop"] if small else ["loop"]
+        block = self._block(batch) or self.total
+        return ["vmap", "loop"] if block >= min(self.total, _SMALLEST_BLOCK) else ["loop"]
+
+    def _block(self, batch: Batch) -> int | None:
+        """Return how many samples are computed at once; None for all."""
+        fit = max(_CPU_ROW_BYTES // (self.passes.row_size * 4), 1)
+        return fit if _on_cpu(batch) and fit < self.total else None
 
     def _cut(
         self, batch: Batch, sample: int, first: Any, recorded: PrefixTape
@@ -127,7 +139,8 @@ class Planner:
         if not rows or self._order(batch) == ["loop"]:
             return batch, first, recorded, None
         room = _CPU_BYTES if _on_cpu(batch) else _GPU_BYTES
-        at_once = max(room // (self.passes.row_size * self.total * 4) // 4 * 4, 4)
+        samples = self._block(batch) or self.total
+        at_once = max(room // (self.passes.row_size * samples * 4) // 4 * 4, 4)
         if at_once >= rows:
             return batch, first, recorded, at_once
         part, tape = batch.part(slice(0, at_once)), PrefixTape()
