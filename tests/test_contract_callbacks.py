@@ -128,7 +128,7 @@ SITUATIONS = {
     "plain": {},
     "no validation": {"val": False},
     "mid-epoch validation": {"val_check_interval": 0.5},
-    "rare validation": {"check_val_every_n_epoch": 2},
+    "rare validation": {"check_val_every_n_epoch": 2, "max_epochs": 4},
     "accumulation": {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1},
     "bf16": {"precision": "bf16-mixed"},
     "manual, two optimizers": {"module": lambda: Module(automatic=False, optimizers=2)},
@@ -153,7 +153,7 @@ def test_works_in_every_situation(name, situation):
             fit([MAKE[name]()], **{**options, "module": options["module"]()})
         return
     module = options.pop("module", Module)()
-    trainer, module = fit([MAKE[name]()], module=module, **options)
+    trainer, module = fit([MAKE[name]()], module=module, **{"max_epochs": 3, **options})
     assert all(torch.isfinite(p).all() for p in module.parameters())
     assert trainer.global_step > 0
 
