@@ -186,7 +186,7 @@ class _Drop(torch.autograd.Function):
         x = x.expand(info.batch_size, *x.shape) if in_dims[0] is None else x.movedim(in_dims[0], 0)
         shape = (*x.shape[: x.ndim - shared], *[1] * shared)
         rate = rate.view(-1, *[1] * (x.ndim - 1))
-        return x * (keep_mask(shape, rate) / (1 - rate)), 0
+        return x * (keep_mask(shape, rate) / (1 - rate)).to(x.dtype), 0
 
 
 def put_back(tensors: Sequence[Tensor], row: int, net: nn.Module) -> None:
