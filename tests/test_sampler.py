@@ -633,6 +633,26 @@ def test_vertex_of_a_slope_lies_at_its_foot_and_what_diverged_does_not_count_mor
     assert vertex(z, tame) == pytest.approx(vertex(z, wild))
 
 
+def test_vertex_is_that_of_a_ridge_regression():
+    """Once more as least squares: the belief in a bowl as rows of its own, worth a hundredth of the points."""
+    rng = np.random.default_rng(0)
+    points = rng.uniform(-1, 1, (30, 2))
+    losses = (points - [0.3, -0.2]) ** 2 @ [1.0, 0.5] + 0.1 * rng.normal(size=30)
+    tame = np.minimum(losses, 3 * np.median(losses) - 2 * losses.min())
+    belief = np.sqrt(0.01 * 30) * np.eye(5)[1:]
+    design = np.concatenate([np.column_stack([np.ones(30), points, points**2]), belief])
+    wanted = np.concatenate([(tame - tame.mean()) / tame.std(), belief @ [0, 0, 0, 0.5, 0.5]])
+    _, a, b, aa, bb = np.linalg.lstsq(design, wanted)[0]
+    assert vertex(points, losses) == pytest.approx([-a / (2 * aa), -b / (2 * bb)])
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_vertex_outside_is_pushed_to_the_edge_and_that_of_a_hill_is_its_lower_end(sign):
+    z = np.linspace(-1, 1, 9)
+    assert vertex(sign * z[:, None], (z - 3) ** 2).tolist() == [sign]
+    assert vertex(sign * z[:, None], -((z - 0.2) ** 2)).tolist() == [-sign]
+
+
 def test_fine_windows_centre_between_the_best_points_and_the_parabola():
     """Worked out once more, by hand, from what the first round found."""
     study = run_of(n=16, rounds=1, objective=lambda trial: (trial.suggest_float("x", 0, 1) - 0.3) ** 2)
