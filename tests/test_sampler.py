@@ -26,7 +26,7 @@ from lightning_tricks.tune import CoarseToFineSampler, explain
 from lightning_tricks.tune._explain import windows_by_round
 from lightning_tricks.tune._keyed import KeyedSampler
 from lightning_tricks.tune._parabola import vertex
-from lightning_tricks.tune._plan import Plan, latin_hypercube
+from lightning_tricks.tune._plan import Place, Plan, latin_hypercube, uniform
 from lightning_tricks.tune._scales import from_unit, to_unit
 from lightning_tricks.tune._windows import Window, kept_choices, shrunk
 
@@ -91,6 +91,26 @@ def test_plan_spends_the_budget_and_places_every_slot_once(n, coarse, rounds):
 def test_latin_hypercube_has_one_point_per_part(seed, number, name, size):
     coordinates = [latin_hypercube(seed, number, name, index, size) for index in range(size)]
     assert sorted(int(size * u) for u in coordinates) == list(range(size))
+
+
+def test_slots_past_the_budget_go_on_in_rounds_as_large_as_the_last():
+    plan = Plan(26, 0.5, 4)
+    assert plan.sizes == (13, 4, 3, 3, 3)
+    places = [plan.locate(slot) for slot in (25, 26, 28, 29)]
+    assert places == [Place(4, 2, 3), Place(5, 0, 3), Place(5, 2, 3), Place(6, 0, 3)]
+
+
+@pytest.mark.parametrize(
+    ("number", "key", "others"),
+    [
+        (uniform, (0, "random", 3, "lr"), (1, "grid", 4, "momentum")),
+        (latin_hypercube, (0, 2, "lr", 5, 100), (1, 3, "momentum", 6)),
+    ],
+)
+def test_each_part_of_a_key_makes_another_number(number, key, others):
+    changed = [number(*key[:i], other, *key[i + 1 :]) for i, other in enumerate(others)]
+    assert number(*key) == number(*key)
+    assert len({number(*key), *changed}) == 1 + len(others)
 
 
 @given(units, units, st.lists(units, min_size=1, max_size=6), st.floats(0.05, 1), st.floats(0, 0.49))
