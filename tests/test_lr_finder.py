@@ -264,6 +264,7 @@ def test_steepest_is_per_decade_however_the_rates_are_spaced():
 def test_valley_falls_from_step_to_step_and_takes_the_first_of_equals():
     rates = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
     assert suggest_lr(rates, [3.0, 2.0, 2.0, 2.0, 1.0, 9.0], "valley") == 1e-5
+    assert suggest_lr(rates, [4.0, 3.0, 2.0, 1.0, 5.0, 9.0], "valley") == 1e-5, "the upper of the two in the middle"
 
 
 def test_too_few_points_suggest_nothing():
