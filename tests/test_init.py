@@ -25,6 +25,7 @@ def seeded(seed=0):
 # --- the rules ---------------------------------------------------------------------------------------------------
 
 SHAPE = (120, 80, 3, 1)  # fan-in 240, fan-out 360
+CUT = 0.02 / 0.87962566103423978  # the deviation before the cut at two of it, for 0.02 after
 TORCHS = {
     "xavier_normal": lambda w, g: nn.init.xavier_normal_(w, gain=g),
     "xavier_uniform": lambda w, g: nn.init.xavier_uniform_(w, gain=g),
@@ -45,6 +46,71 @@ def test_scaled_rules_have_the_distribution_of_torchs(name, gain):
     spread = gain / math.sqrt({"x": 300, "k": 240, "l": 240}[name[0]])
     exact = stats.norm(0, spread) if name.endswith("normal") else stats.uniform(-(3**0.5) * spread, 2 * 3**0.5 * spread)
     assert stats.kstest(ours.numpy(), exact.cdf).pvalue > 1e-3
+
+
+UNASKED = {
+    "constant": lambda w, g: nn.init.zeros_(w),
+    "kaiming_normal": lambda w, g: nn.init.kaiming_normal_(w, generator=g),
+    "kaiming_uniform": lambda w, g: nn.init.kaiming_uniform_(w, generator=g),
+    "lecun_normal": lambda w, g: nn.init.kaiming_normal_(w, nonlinearity="linear", generator=g),
+    "lecun_uniform": lambda w, g: nn.init.kaiming_uniform_(w, nonlinearity="linear", generator=g),
+    "normal": lambda w, g: nn.init.normal_(w, 0.0, 0.01, generator=g),
+    "orthogonal": lambda w, g: nn.init.orthogonal_(w, generator=g),
+    "trunc_normal": lambda w, g: nn.init.trunc_normal_(w, 0.0, CUT, -2 * CUT, 2 * CUT, generator=g),
+    "uniform": lambda w, g: nn.init.uniform_(w, -0.05, 0.05, generator=g),
+    "xavier_normal": lambda w, g: nn.init.xavier_normal_(w, generator=g),
+    "xavier_uniform": lambda w, g: nn.init.xavier_uniform_(w, generator=g),
+    "zeros": lambda w, g: nn.init.zeros_(w),
+    "identity": lambda w, g: nn.init.dirac_(w),
+    "delta_orthogonal": lambda w, g: nn.init.zeros_(w)[:, :, 1].copy_(
+        nn.init.orthogonal_(w[:, :, 1].clone(), generator=g)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_unasked_a_rule_fills_as_torchs_does_and_draws_from_the_generator_alone(name):
+    before, theirs = torch.get_rng_state(), torch.empty(8, 5, 3)
+    ours = RULES[name](torch.empty(8, 5, 3), generator=seeded())
+    assert torch.equal(torch.get_rng_state(), before)
+    UNASKED[name](theirs, seeded())
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(("name", "fan"), [("xavier", 20), ("kaiming", 10), ("lecun", 10)])
+@pytest.mark.parametrize("kind", ["normal", "uniform"])
+def test_given_fans_and_gains_take_the_place_of_their_own(name, fan, kind):
+    rule = RULES[f"{name}_{kind}"]
+    given = rule(torch.empty(8, 8), fans=(10.0, 30.0), gain=3.0, generator=seeded())
+    own = rule(torch.empty(fan, fan), gain=1.0, generator=seeded())  # both fans are these
+    torch.testing.assert_close(given.flatten(), 3 * own.flatten()[:64])
+
+
+@pytest.mark.parametrize("name", ["kaiming_normal", "kaiming_uniform"])
+def test_kaiming_has_torchs_slope_and_mode(name):
+    theirs = getattr(nn.init, f"{name}_")(torch.empty(8, 5), a=0.3, mode="fan_out", generator=seeded())
+    torch.testing.assert_close(RULES[name](torch.empty(8, 5), slope=0.3, mode="fan_out", generator=seeded()), theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("normal", {"std": -1.0}, r"std must be in \[0"),
+        ("trunc_normal", {"std": -1.0}, r"std must be in \[0"),
+        ("uniform", {"bound": -1.0}, r"bound must be in \[0"),
+        ("lecun_normal", {"gain": -1.0}, r"gain must be in \[0"),
+        ("kaiming_normal", {"mode": "fan"}, "mode must be one of fan_avg, fan_in, fan_out"),
+    ],
+)
+def test_rules_say_what_they_take(name, options, message):
+    with pytest.raises(UserInputError, match=f"^{message}"):
+        RULES[name](torch.empty(8, 5), **options)
+
+
+@pytest.mark.parametrize("name", ["normal", "trunc_normal", "uniform", "lecun_normal"])
+def test_no_spread_at_all_is_one(name):
+    option = {"uniform": "bound", "lecun_normal": "gain"}.get(name, "std")
+    assert not RULES[name](torch.ones(8, 5), **{option: 0.0}).any()
 
 
 def test_the_lectures_xavier_is_half_the_variance_of_glorots():
@@ -110,6 +176,7 @@ def test_fans_count_what_a_convolution_really_adds_up(groups, kernel, stride, mu
 @pytest.mark.parametrize(("name", "slope"), [("relu", 0.0), ("leaky_relu", 0.3)])
 def test_rectifiers_have_torchs_gain(name, slope):
     assert kaiming_gain(name, slope) == pytest.approx(nn.init.calculate_gain(name, slope))
+    assert kaiming_gain("leaky_relu") == pytest.approx(2**0.5), "no slope unless given"
 
 
 @pytest.mark.parametrize("name", ["gelu", "silu", "elu", "mish", "hardswish", "softplus", "relu6", "celu"])
@@ -123,6 +190,19 @@ def test_tanh_gain_falls_with_depth_to_the_edge_of_chaos():
     assert gains == sorted(gains, reverse=True)
     assert gains[0] == 5 / 3
     assert 1 < gains[-1] < 1.2
+
+
+@pytest.mark.parametrize("depth", [10, 50])
+def test_tanh_gain_lets_the_gradients_deviation_grow_by_a_quarter(depth):
+    """The recursion of Poole et al. once more, with plain sums over a fine grid."""
+    z = torch.linspace(-8, 8, 4001, dtype=torch.float64)
+    share = torch.softmax(-(z**2) / 2, dim=0)
+    gain, growth = tanh_gain(depth), 1.0
+    signal = gain * z  # of the first layer, for inputs of unit variance
+    for _ in range(depth):
+        growth *= gain**2 * float(share @ torch.cosh(signal) ** -4)  # tanh' = 1 / cosh²
+        signal = gain * (share @ torch.tanh(signal) ** 2).sqrt() * z
+    assert growth**0.5 == pytest.approx(1.25, rel=1e-4)
 
 
 # --- what auto sees ------------------------------------------------------------------------------------------------

@@ -250,12 +250,33 @@ def test_rules_on_a_curve_with_known_landmarks():
     assert suggest_lr(rates, losses, "steepest") == pytest.approx(1e-3, rel=0.15)
     assert suggest_lr(rates, losses, "minimum") == pytest.approx(1e-3, rel=0.15)
     lowest = min(range(121), key=losses.__getitem__)
+    assert suggest_lr(rates, losses, "minimum") == rates[lowest] / 10
     # everything from the first considered point to the minimum falls: the valley's middle is halfway in the exponent
     assert suggest_lr(rates, losses, "valley") == pytest.approx(rates[(12 + lowest) // 2], rel=0.15)
 
 
+def test_steepest_is_per_decade_however_the_rates_are_spaced():
+    """0.3 in each of two whole decades, then twice 0.2 in a third of a decade."""
+    rates, losses = [1e-6, 1e-5, 1e-4, 2e-4, 4e-4, 1e-3, 1e-2], [2.0, 1.7, 1.4, 1.2, 1.0, 1.0, 9.0]
+    assert suggest_lr(rates, losses, "steepest") == 2e-4
+
+
+def test_valley_falls_from_step_to_step_and_takes_the_first_of_equals():
+    rates = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
+    assert suggest_lr(rates, [3.0, 2.0, 2.0, 2.0, 1.0, 9.0], "valley") == 1e-5
+    assert suggest_lr(rates, [4.0, 3.0, 2.0, 1.0, 5.0, 9.0], "valley") == 1e-5, "the upper of the two in the middle"
+
+
 def test_too_few_points_suggest_nothing():
     assert suggest_lr([1e-3, 1e-2], [1.0, float("nan")], "valley") is None
+    rates, losses = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1], [5.0, 4.0, 3.0, 2.0, 1.0, 9.0]
+    assert suggest_lr(rates, losses, "minimum") == 1e-3, "the last one left out, five are enough"
+    assert suggest_lr(rates, [*losses[:4], float("nan"), 9.0], "minimum") is None
+
+
+def test_as_many_losses_as_rates_are_wanted():
+    with pytest.raises(ValueError, match="shorter"):
+        suggest_lr([1e-3] * 9, [1.0] * 8, "minimum")
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,39 @@ def test_bad_input_gets_a_sentence(call, message):
 # ---------------------------------------------------------------- any samples
 
 
+def test_quantiles_and_variances_of_few_passes_by_hand():
+    """Without noise the passes' own, and with one pass or equal ones a Gaussian's."""
+    drawn = torch.tensor([[1.0, 10.0], [2.0, 20.0], [4.0, 60.0]])
+    assert u.predictive_quantile(drawn, 0.5).tolist() == [2.0, 20.0]
+    assert u.predictive_quantile(drawn, 0.75).tolist() == [3.0, 40.0]
+    want = stats.norm(2.0, 0.5).ppf(0.9)
+    same = torch.full((3, 2), 2.0, dtype=torch.float64)
+    assert u.predictive_quantile(same, 0.9, tau=4.0).tolist() == pytest.approx([want] * 2)
+    parts = u.decompose_variance(drawn, tau=4.0)
+    assert parts["epistemic"].tolist() == pytest.approx([7 / 3, 700])
+    assert parts["aleatoric"].tolist() == [0.25] * 2
+    assert parts["total"].tolist() == pytest.approx([7 / 3 + 0.25, 700.25])
+
+
+def test_variance_of_large_values_that_lie_close_is_exact():
+    drawn = torch.tensor([[16777216.0], [16777218.0], [16777220.0]])  # one step of float32 apart
+    assert u.decompose_variance(drawn)["epistemic"].tolist() == [4.0]
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0])
+def test_levels_lie_between_nothing_and_everything(level):
+    for call in (u.predictive_quantile, u.credible_interval):
+        with pytest.raises(UserInputError, match="level must be in"):
+            call(torch.rand(3, 4), level)
+
+
+def test_half_precision_is_computed_in_single():
+    for kind in (torch.float16, torch.bfloat16):
+        low, high = u.credible_interval(torch.linspace(0, 1, 41)[:, None].to(kind))
+        assert low.dtype == high.dtype == torch.float32
+        assert (low.item(), high.item()) == pytest.approx((0.025, 0.975), abs=2e-3), "95 % unless asked"
+
+
 def test_standard_error_is_that_of_the_mean():
     drawn = torch.randn(25, 4000) * 3
     assert u.monte_carlo_error(drawn).square().mean().sqrt().item() == pytest.approx(3 / 5, rel=0.03)

@@ -9,6 +9,7 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
+from unittest import mock
 
 import numpy as np
 import optuna
@@ -20,11 +21,12 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from lightning_tricks._base import UserInputError
+from lightning_tricks._base import UserInputError, derive_seed
 from lightning_tricks.tune import CoarseToFineSampler, explain
 from lightning_tricks.tune._explain import windows_by_round
+from lightning_tricks.tune._keyed import KeyedSampler
 from lightning_tricks.tune._parabola import vertex
-from lightning_tricks.tune._plan import Plan, latin_hypercube
+from lightning_tricks.tune._plan import Place, Plan, latin_hypercube, uniform
 from lightning_tricks.tune._scales import from_unit, to_unit
 from lightning_tricks.tune._windows import Window, kept_choices, shrunk
 
@@ -91,6 +93,26 @@ def test_latin_hypercube_has_one_point_per_part(seed, number, name, size):
     assert sorted(int(size * u) for u in coordinates) == list(range(size))
 
 
+def test_slots_past_the_budget_go_on_in_rounds_as_large_as_the_last():
+    plan = Plan(26, 0.5, 4)
+    assert plan.sizes == (13, 4, 3, 3, 3)
+    places = [plan.locate(slot) for slot in (25, 26, 28, 29)]
+    assert places == [Place(4, 2, 3), Place(5, 0, 3), Place(5, 2, 3), Place(6, 0, 3)]
+
+
+@pytest.mark.parametrize(
+    ("number", "key", "others"),
+    [
+        (uniform, (0, "random", 3, "lr"), (1, "grid", 4, "momentum")),
+        (latin_hypercube, (0, 2, "lr", 5, 100), (1, 3, "momentum", 6)),
+    ],
+)
+def test_each_part_of_a_key_makes_another_number(number, key, others):
+    changed = [number(*key[:i], other, *key[i + 1 :]) for i, other in enumerate(others)]
+    assert number(*key) == number(*key)
+    assert len({number(*key), *changed}) == 1 + len(others)
+
+
 @given(units, units, st.lists(units, min_size=1, max_size=6), st.floats(0.05, 1), st.floats(0, 0.49))
 def test_windows_stay_inside_the_limits_and_never_grow(a, b, best_first, shrink, margin):
     low, high = min(a, b), max(a, b)
@@ -112,11 +134,23 @@ def test_window_is_centred_on_the_weighted_four_best():
     assert (window.low + window.high) / 2 == pytest.approx(0.4 * 0.5 + 0.3 * 0.6 + 0.2 * 0.4 + 0.1 * 0.7)
 
 
+def test_fewer_points_than_four_share_the_weight():
+    window = shrunk(Window(0, 1), [0.5, 0.6], shrink=0.25, margin=0.2)
+    assert (window.low + window.high) / 2 == pytest.approx((4 * 0.5 + 3 * 0.6) / 7)
+
+
 def test_window_shrinks_towards_a_hard_limit_but_moves_past_a_soft_one():
     at_limit = shrunk(Window(0, 0.5), [0.01, 0.01], shrink=0.5, margin=0.2)
     assert (at_limit.low, at_limit.high) == (0, 0.25)
     moved = shrunk(Window(0, 0.5), [0.49, 0.2], shrink=0.5, margin=0.2)
-    assert (moved.low, moved.high) == pytest.approx((0.24, 0.74))
+    assert (moved.low, moved.high, moved.reason) == (pytest.approx(0.24), pytest.approx(0.74), "moved up")
+    moved = shrunk(Window(0.5, 1), [0.51, 0.8], shrink=0.5, margin=0.2)
+    assert (moved.low, moved.high, moved.reason) == (pytest.approx(0.26), pytest.approx(0.76), "moved down")
+
+
+@pytest.mark.parametrize("best", [0.25, 0.75])
+def test_without_a_margin_no_window_moves(best):
+    assert shrunk(Window(0.25, 0.75), [best], shrink=0.5, margin=0).reason == "shrunk"
 
 
 @given(st.permutations(range(7)), st.integers(0, 7))
@@ -152,6 +186,13 @@ def test_scales_stay_inside_and_come_back(distribution, unit):
 def test_whole_numbers_get_equal_shares():
     drawn = [from_unit(IntDistribution(1, 4), (i + 0.5) / 400) for i in range(400)]
     assert [drawn.count(n) for n in (1, 2, 3, 4)] == [100] * 4
+    assert {type(n) for n in drawn} == {int}
+
+
+@pytest.mark.parametrize("distribution", [IntDistribution(-4, 16, step=5), FloatDistribution(0, 1, step=0.25)])
+def test_steps_get_equal_shares(distribution):
+    drawn = [from_unit(distribution, (i + 0.5) / 500) for i in range(500)]
+    assert [drawn.count(distribution.low + i * distribution.step) for i in range(5)] == [100] * 5
 
 
 # The same points whoever runs them.
@@ -633,6 +674,26 @@ def test_vertex_of_a_slope_lies_at_its_foot_and_what_diverged_does_not_count_mor
     assert vertex(z, tame) == pytest.approx(vertex(z, wild))
 
 
+def test_vertex_is_that_of_a_ridge_regression():
+    """Once more as least squares: the belief in a bowl as rows of its own, worth a hundredth of the points."""
+    rng = np.random.default_rng(0)
+    points = rng.uniform(-1, 1, (30, 2))
+    losses = (points - [0.3, -0.2]) ** 2 @ [1.0, 0.5] + 0.1 * rng.normal(size=30)
+    tame = np.minimum(losses, 3 * np.median(losses) - 2 * losses.min())
+    belief = np.sqrt(0.01 * 30) * np.eye(5)[1:]
+    design = np.concatenate([np.column_stack([np.ones(30), points, points**2]), belief])
+    wanted = np.concatenate([(tame - tame.mean()) / tame.std(), belief @ [0, 0, 0, 0.5, 0.5]])
+    _, a, b, aa, bb = np.linalg.lstsq(design, wanted)[0]
+    assert vertex(points, losses) == pytest.approx([-a / (2 * aa), -b / (2 * bb)])
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_vertex_outside_is_pushed_to_the_edge_and_that_of_a_hill_is_its_lower_end(sign):
+    z = np.linspace(-1, 1, 9)
+    assert vertex(sign * z[:, None], (z - 3) ** 2).tolist() == [sign]
+    assert vertex(sign * z[:, None], -((z - 0.2) ** 2)).tolist() == [-sign]
+
+
 def test_fine_windows_centre_between_the_best_points_and_the_parabola():
     """Worked out once more, by hand, from what the first round found."""
     study = run_of(n=16, rounds=1, objective=lambda trial: (trial.suggest_float("x", 0, 1) - 0.3) ** 2)
@@ -642,3 +703,40 @@ def test_fine_windows_centre_between_the_best_points_and_the_parabola():
     lowest = 0.5 + 0.5 * vertex(2 * x[:, None] - 1, np.array([t.value for t in first]))[0]
     window = windows_by_round(study)[1]["x"]
     assert (window.low + window.high) / 2 == pytest.approx(max((mean + lowest) / 2, 0.25))
+
+
+# Optuna's own samplers, made anew for each trial.
+
+
+def test_trials_are_seeded_by_their_number_without_those_that_died():
+    study = optuna.create_study()
+    study.tell(study.ask(), 1.0)
+    refused, _died, _died_too, running, _later = (study.ask() for _ in range(5))
+    refused.set_user_attr("reason", "out of memory")
+    for number in (1, 2, 3):
+        study.tell(number, state=TrialState.FAIL)
+    seeds = []
+    sampler = KeyedSampler(lambda seed: seeds.append(seed) or mock.Mock(), seed=1)
+    trial = study.trials[running.number]
+    sampler.before_trial(study, trial)
+    assert seeds[-1] == derive_seed(1, "trial", 2) % 2**32
+    sampler.sampler.before_trial.assert_called_once_with(study, trial)
+
+
+@pytest.mark.parametrize(
+    ("question", "rest"),
+    [
+        ("infer_relative_search_space", ()),
+        ("sample_relative", ({"x": FloatDistribution(0, 1)},)),
+        ("sample_independent", ("x", FloatDistribution(0, 1))),
+        ("after_trial", (TrialState.COMPLETE, [1.0])),
+    ],
+)
+def test_the_trials_own_sampler_answers(question, rest):
+    study = optuna.create_study()
+    study.ask()
+    sampler = KeyedSampler(lambda seed: mock.Mock(), seed=0)
+    answer = getattr(sampler, question)(study, study.trials[0], *rest)
+    asked = getattr(sampler.sampler, question)
+    asked.assert_called_once_with(study, study.trials[0], *rest)
+    assert answer is (None if question == "after_trial" else asked.return_value)
