@@ -190,6 +190,18 @@ def test_five_values_are_smoothed_if_nothing_else_is_said():
     assert rule._recent == [1.0, 2.0, 3.0, 4.0, 5.0]
 
 
+def test_what_is_not_finite_counts_as_a_miss_if_nothing_else_is_said():
+    rule = Improvement(mode="min", patience=2)
+    assert [rule.update(value).exhausted for value in (1.0, math.nan, math.nan)] == [False, False, True]
+
+
+@pytest.mark.parametrize("smooth", ["ema", "median"])
+def test_a_window_of_one_does_not_smooth(smooth):
+    curve = [3.0, 2.0, 2.5, 1.0, 1.5]
+    plain, one = (Improvement(mode="min", patience=9, smooth=kind, window=1) for kind in (None, smooth))
+    assert [plain.update(v) for v in curve] == [one.update(v) for v in curve]
+
+
 def test_nothing_is_waited_for_before_the_first_value():
     assert Improvement(mode="min", patience=1).wait == 0
 
@@ -201,6 +213,7 @@ def test_nothing_is_waited_for_before_the_first_value():
         ({"patience": 0}, r"patience must be in \(0, inf\), but got 0"),
         ({"margin": -1}, r"margin must be in \[0, inf\), but got -1"),
         ({"margin": math.nan}, "but got nan"),
+        ({"margin": math.inf}, "but got inf"),
         ({"start_from": -1}, "start_from must be in"),
         ({"smooth": "mean"}, "smooth must be one of ema, median, but got 'mean'"),
         ({"window": 0, "smooth": "ema"}, "window must be in"),

@@ -152,6 +152,24 @@ def test_delta_orthogonal_convolution_keeps_lengths():
     torch.testing.assert_close(output.norm(dim=1), 1.5 * x.norm(dim=1))
 
 
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_delta_orthogonal_touches_the_centre_only(size):
+    weight = RULES["delta_orthogonal"](torch.full((4, 4, size, size), 9.0), generator=seeded())
+    middle = weight[:, :, size // 2, size // 2].clone()
+    torch.testing.assert_close(middle @ middle.T, torch.eye(4))
+    assert weight.norm() == pytest.approx(2.0), "nothing but the centre, whose rows have length 1"
+
+
+@pytest.mark.parametrize("shape", [(8, 4), (8, 4, 2), (8, 4, 3, 2), (3, 4, 3)])
+def test_delta_orthogonal_refuses_what_has_no_centre_or_too_few_outputs(shape):
+    with pytest.raises(UserInputError, match="odd kernel and at least as many outputs"):
+        RULES["delta_orthogonal"](torch.empty(shape))
+
+
+def test_without_inputs_there_is_nothing_to_scale():
+    assert torch.equal(RULES["kaiming_normal"](torch.empty(3, 4), fans=(0.0, 3.0)), torch.zeros(3, 4))
+
+
 @pytest.mark.parametrize(
     ("shape", "layer"), [((4, 4), F.linear), ((4, 4, 3, 3), lambda x, w: F.conv2d(x, w, padding=1))]
 )

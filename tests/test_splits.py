@@ -77,6 +77,23 @@ def test_folds_are_scikit_learns():
     )
 
 
+def test_seed_is_zero_if_none_is_given():
+    assert splits.holdout(40) == splits.holdout(40, (0.6, 0.2, 0.2), seed=0) != splits.holdout(40, seed=1)
+    assert splits.k_fold(40) == splits.k_fold(40, 5, repeats=1, seed=0) != splits.k_fold(40, seed=1)
+
+
+def test_as_many_rows_as_parts_are_enough():
+    assert sorted(splits.holdout(3)) == [[0], [1], [2]]
+    assert sorted(fold.val for fold in splits.k_fold(3, 3)) == [[0], [1], [2]]
+
+
+@pytest.mark.parametrize("name", ["stratify", "groups", "time"])
+@pytest.mark.parametrize("values", [9, 11])
+def test_every_column_has_one_value_per_row(name, values):
+    with pytest.raises(UserInputError, match=f"^{name} needs one value per row: 10 rows, but got {values} values"):
+        splits.holdout(10, **{name: [0, 1] * 4 + [0] * (values - 8)})
+
+
 def test_a_repeat_is_a_function_of_its_number():
     assert splits.k_fold(30, 3, repeats=3, seed=7)[3:6] == splits.k_fold(30, 3, seed=8)
 
