@@ -62,6 +62,12 @@ def test_temperature_of_passes_is_that_of_their_mean():
     assert repeated.temperature == pytest.approx(u.TemperatureScaling.fit(probs[0], target).temperature)
 
 
+@pytest.mark.parametrize(("truth", "want"), [(0, 0.05), (1, 20.0)])
+def test_temperature_stays_between_a_twentieth_and_twenty(truth, want):
+    probs = torch.tensor([[0.6, 0.4]] * 3)  # if all are right no temperature is too low, if all are wrong none too high
+    assert u.TemperatureScaling.fit(probs, torch.tensor([truth] * 3)).temperature == pytest.approx(want, rel=1e-4)
+
+
 def test_scaling_keeps_order_sums_and_one():
     probs = torch.rand(20, 5).softmax(1)
     for temperature in (0.3, 4.0):
@@ -153,6 +159,52 @@ def test_a_set_holds_the_most_probable_classes(seed, level):
         inside = probs.masked_fill(~sets, math.inf).amin(1)
         outside = probs.masked_fill(sets, -math.inf).amax(1)
         assert (inside >= outside).all()
+
+
+def test_intervals_by_hand():
+    """Of four distances a promise of 0.6 takes the third: ceil(5 * 0.6)."""
+    mean, target = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([2.0, 4.0, 0.0, 8.0])  # 1, 2, -3 and 4 off
+    plain = u.ConformalInterval.fit(mean, target, level=0.6)
+    assert plain == u.ConformalInterval(level=0.6, radius=3.0)
+    assert plain(torch.tensor([10.0])) == (7, 13)
+    scaled = u.ConformalInterval.fit(mean, target, std=torch.tensor([1.0, 0.5, 0.25, 8.0]), level=0.6)  # 1, 4, 12, 0.5
+    assert scaled == u.ConformalInterval(level=0.6, radius=4.0)
+    assert scaled(torch.tensor([10.0]), torch.tensor([2.0])) == (2, 18)
+
+
+@pytest.mark.parametrize(
+    ("score", "threshold", "want"),
+    [  # scores of the four truths: 1/8, 1/4, 1/2 and 3/4, or 7/8, 3/4, 1/2 and 3/4; the third smallest counts
+        ("threshold", 0.5, [[True, True, False], [False, False, False], [False, False, True]]),
+        ("cumulative", 0.75, [[True, False, False], [True, True, False], [True, False, True]]),
+    ],
+)
+def test_sets_by_hand(score, threshold, want):
+    probs = torch.tensor([[0.875, 0.125, 0.0], [0.75, 0.25, 0.0], [0.25, 0.5, 0.25], [0.25, 0.25, 0.5]])
+    conformal = u.ConformalSet.fit(probs, torch.tensor([0, 0, 1, 0]), level=0.6, score=score)
+    assert conformal == u.ConformalSet(level=0.6, threshold=threshold, score=score)
+    new = torch.tensor([[0.5, 0.5, 0.0], [0.375, 0.375, 0.25], [0.25, 0.25, 0.5]])
+    assert conformal(new).tolist() == want
+
+
+def test_nine_tenths_and_the_smallest_sets_unless_asked():
+    away = torch.arange(1.0, 20.0)  # of 19 the 18th: ceil(20 * 0.9)
+    assert u.ConformalInterval.fit(torch.zeros(19), away) == u.ConformalInterval(0.9, 18.0)
+    yes = 1 - away / 32
+    conformal = u.ConformalSet.fit(torch.stack([yes, 1 - yes], dim=1), torch.zeros(19, dtype=torch.int64))
+    assert conformal == u.ConformalSet(0.9, 18 / 32, "threshold")
+    assert u.ConformalSet(0.9, 18 / 32) == conformal
+
+
+def test_a_tiny_level_takes_the_nearest_row_and_none_is_refused():
+    probs, target = torch.tensor([[0.75, 0.25]] * 3), torch.tensor([0, 1, 1])
+    assert u.ConformalInterval.fit(torch.zeros(3), torch.tensor([3.0, 1.0, 2.0]), level=0.01).radius == 1
+    assert u.ConformalSet.fit(probs, target, level=0.01).threshold == 0.25
+    for level in (-0.5, 0.0, 1.0):
+        with pytest.raises(UserInputError, match="level must be in"):
+            u.ConformalInterval.fit(torch.zeros(3), torch.rand(3), level=level)
+        with pytest.raises(UserInputError, match="level must be in"):
+            u.ConformalSet.fit(probs, target, level=level)
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,13 @@ def test_bad_input_gets_a_sentence(call, message):
         call()
 
 
+@pytest.mark.parametrize("measure", [u.predictive_entropy, u.expected_entropy, u.mutual_information, u.variation_ratio])
+@pytest.mark.parametrize("class_dim", [-3, -2, 0, 1, 3])
+def test_classes_lie_on_an_axis_after_passes_and_rows(measure, class_dim):
+    with pytest.raises(UserInputError, match=rf"got class_dim={class_dim} for samples of shape \(3, 4, 2\)"):
+        measure(passes(3, 4, 2), class_dim=class_dim)
+
+
 # ---------------------------------------------------------------- any samples
 
 
@@ -153,6 +160,12 @@ def test_half_precision_is_computed_in_single():
         low, high = u.credible_interval(torch.linspace(0, 1, 41)[:, None].to(kind))
         assert low.dtype == high.dtype == torch.float32
         assert (low.item(), high.item()) == pytest.approx((0.025, 0.975), abs=2e-3), "95 % unless asked"
+
+
+def test_standard_error_of_each_row_by_hand():
+    drawn = torch.tensor([[1.0, 10.0, 5.0], [3.0, 30.0, 5.0], [1.0, 10.0, 5.0], [3.0, 30.0, 5.0]])
+    # Each of four passes is 1, 10 or 0 from its row's mean: sqrt(4 / 3) / sqrt(4) times that.
+    assert u.monte_carlo_error(drawn).tolist() == pytest.approx([math.sqrt(1 / 3), 10 * math.sqrt(1 / 3), 0])
 
 
 def test_standard_error_is_that_of_the_mean():
@@ -193,6 +206,27 @@ def test_likelihood_of_a_vector_is_joint():
     distance = (y - mean).square().sum(-1)
     want = (-0.5 * 2 * distance).logsumexp(0) - math.log(8) - 1.5 * math.log(2 * math.pi) + 1.5 * math.log(2)
     torch.testing.assert_close(got, want)
+
+
+def test_likelihood_in_double_is_exact_to_double():
+    got = u.mixture_log_likelihood(torch.full((3, 1), 2.0).double(), torch.tensor([2.5]).double(), tau=0.1)
+    assert got.dtype == torch.float64
+    assert got.item() == pytest.approx(stats.norm(2, math.sqrt(10)).logpdf(2.5), rel=1e-12)
+
+
+def test_all_axes_may_form_one_observation_and_no_more():
+    mean, y = torch.randn(8, 5, 3), torch.randn(5, 3)
+    flat = u.mixture_log_likelihood(mean.flatten(1), y.flatten(), tau=2.0, event_dims=1)
+    torch.testing.assert_close(u.mixture_log_likelihood(mean, y, tau=2.0, event_dims=2), flat)
+    for event_dims in (-1, 3):
+        with pytest.raises(UserInputError, match="event_dims must be in"):
+            u.mixture_log_likelihood(mean, y, tau=2.0, event_dims=event_dims)
+
+
+@pytest.mark.parametrize("tau", [0.0, math.nan, torch.tensor([1.0, 0.0])])
+def test_every_precision_lies_above_nothing(tau):
+    with pytest.raises(UserInputError, match="tau must be above 0"):
+        u.mixture_log_likelihood(torch.zeros(3, 2), torch.zeros(2), tau=tau)
 
 
 def test_a_far_target_has_a_finite_likelihood():
