@@ -7,6 +7,11 @@ import importlib.metadata
 import os
 
 import pytest
+from hypothesis import settings
+
+# The same examples in every run, as in CI.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.load_profile("same")
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["WANDB_MODE"] = "offline"
