@@ -172,9 +172,8 @@ class _Drop(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, rate: Tensor, shared: int) -> Tensor:
-        """Drop with one rate, where there is no stack."""
-        shape = (*x.shape[: x.ndim - shared], *[1] * shared)
-        return x * keep_mask(shape, rate) / (1 - rate)
+        """Refuse what has no use: only stacks drop in this way."""
+        raise AssertionError("drawn for all nets at once, under vmap")
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
