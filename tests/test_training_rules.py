@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -90,12 +90,31 @@ def test_a_loss_that_falls_is_never_an_error(rate, spread, start, floor, seed, k
 
 
 @given(level=st.floats(0, 0.8), spread=st.floats(0, 0.5), seed=st.integers(0, 1000))
+@example(level=0.5, spread=0.4375, seed=251)  # the best of its windows is far below the start, by noise
+@example(level=0.8, spread=0.4375, seed=8)  # its first loss is far below the others
 @settings(max_examples=15, deadline=None)
 def test_a_model_that_had_converged_before_is_no_error(level, spread, seed):
     losses = [abs(x) for x in flat(level=level, spread=spread * level, seed=seed)]
     faint = records(16, gradients=(1e-9, 1e-9, 1e-3), ratio=1e-6)
     found = watched(losses, guess=1.0, norms=faint, activity=[[layer(dead=0.99), layer("head")]] * 3)
     assert not [rule for rule, (severity, _) in found.items() if severity == "error"], found
+
+
+@pytest.mark.parametrize("guess", [LN10, None])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_gain_that_is_lost_is_seen_through_noise(guess, seed):
+    level, losses = LN10, []
+    for step, z in enumerate(noise(600, seed)):
+        level = 0.4 * LN10 + 0.6 * LN10 * math.exp(-step / 50) if step < 300 else LN10
+        losses.append(level + 0.2 * LN10 * z)
+    severity, step = watched(losses, guess=guess, norms=records(16))["diverging"]
+    assert severity == "error" and step > 300
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_first_update_that_ruins_the_net_is_seen_although_few_losses_were_good(seed):
+    losses = [0.3, *(abs(4 + 2 * z) for z in noise(399, seed))]
+    assert watched(losses, guess=1.0, norms=records(16))["diverging"][0] == "error"
 
 
 def test_a_small_gain_under_much_noise_is_seen_over_many_windows():

@@ -233,16 +233,26 @@ def _all_above(windows: Sequence[Window], bound: float) -> bool:
 
 def _rises(curve: LossCurve, t: Thresholds, guess: float | None) -> bool:
     if guess is None:
-        start, least = curve.start(t.start), t.rise_noise * curve.noise
-    else:  # the first update may have ruined it; what guessing gives says what is little
-        start = min(curve.start(1), curve.start(t.start))
-        least = max(t.significance * curve.windows[-1].error, t.least_gain * guess)
-    bound = start + max(t.rise * abs(start), least)
+        bound = _above(curve.start(t.start), t.rise_noise * curve.noise, t)
+    else:  # the first update may have ruined it, so the first loss counts, too, for as much as one noisy loss may
+        bound = min(_above(curve.start(n), _doubt(curve, n, guess, t), t) for n in (1, t.start))
     return _all_above(curve.windows[-2:], bound) and not falls(curve.windows, t)
 
 
+def _above(start: float, least: float, t: Thresholds) -> float:
+    return start + max(t.rise * abs(start), least)
+
+
+def _doubt(curve: LossCurve, count: int, guess: float, t: Thresholds) -> float:
+    """Return how far above the first losses noise alone may put a loss; far above what guessing gives is no noise."""
+    noise = t.significance * curve.windows[-1].noise / math.sqrt(count)
+    return max(t.least_gain * guess, min(noise, t.above_guess * guess - curve.start(count)))
+
+
 def _lost(curve: LossCurve, best: Window, reference: float, t: Thresholds) -> bool:
+    """Tell whether most of what the best window had gained is gone; what noise gave was never gained."""
     gain = reference - best.mean
-    if not gain > max(t.lost_gain * abs(reference), t.rise_noise * best.error):
+    noise = statistics.median(w.noise for w in curve.windows if w.end <= best.end)  # the best one's own may be small
+    if not gain > max(t.lost_gain * abs(reference), t.rise_noise * noise / math.sqrt(best.count)):
         return False
     return curve.windows[-1] is not best and _all_above(curve.windows[-2:], best.mean + t.lost * gain)
