@@ -536,6 +536,13 @@ def test_frozen_weights_that_were_learned_are_right():
     assert frozen_at_random(net) == []
 
 
+def test_frozen_weights_that_look_drawn_by_chance_beside_trained_ones():
+    net = nn.Sequential(nn.Linear(9, 8), nn.Linear(8, 20), nn.Linear(40, 40)).requires_grad_(False)
+    assert [found.where for found in frozen_at_random(net)] == ["0.weight, 1.weight, 2.weight"]
+    net[1].weight.data *= 1.5
+    assert [found.where for found in frozen_at_random(net)] == ["2.weight"], "1,600 weights are no chance, 72 may be"
+
+
 def test_small_weights_in_most_layers():
     net = nn.Sequential(nn.Linear(9, 9), nn.Linear(9, 9), nn.Linear(9, 2))
     assert weights_too_small(net) == []

@@ -220,6 +220,12 @@ def test_zigzag_is_told_from_the_noise_of_batches():
     assert "oscillating" not in watched(flat(level=1.0, spread=0.3))
 
 
+def test_the_noise_of_a_loss_that_passes_through_zero_has_no_level_to_be_compared_with():
+    counts = falling(100, start=1.0, end=0.02) + flat(300, level=0.02, spread=0.3)  # as a Poisson loss does
+    assert watched(counts) == {}
+    assert "oscillating" in watched(falling(100, start=1.0, end=0.02) + flat(300, level=0.02, spread=0.9))
+
+
 @given(st.lists(st.floats(-100, 100), min_size=8, max_size=40))
 def test_alternation_is_a_correlation(losses):
     assert -1.0001 <= alternation(losses) <= 1.0001

@@ -10,6 +10,8 @@ from torch.optim import Optimizer
 
 from lightning_tricks.diagnosis._finding import Finding
 
+_FEW, _MANY = 64, 1024  # weights in a matrix: too few to tell how they were drawn, enough to tell from them alone
+
 
 def params_not_optimized(model: nn.Module, optimizers: Sequence[Optimizer]) -> list[Finding]:
     """Find trainable parameters that no optimizer has, and optimized ones that the model does not have.
@@ -54,7 +56,8 @@ def hidden_parameters(outside: Sequence[Tensor]) -> list[Finding]:
 def frozen_at_random(model: nn.Module) -> list[Finding]:
     """Find frozen layers whose weights look as PyTorch drew them: nothing was learned that freezing would keep.
 
-    PyTorch's default for Linear and convolutions is uniform within plus or minus one over the root of the fan-in.
+    PyTorch's default for Linear and convolutions is uniform within plus or minus one over the root of the fan-in. A
+    trained matrix of few weights may look so by chance; it is believed only if no other frozen one looks trained.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 2))
@@ -62,19 +65,22 @@ def frozen_at_random(model: nn.Module) -> list[Finding]:
         >>> frozen_at_random(net)[0].where
         '0.weight'
     """
-    found = {}
-    for name, weight in _matrices(model):
-        bound = 1 / math.sqrt(math.prod(weight.shape[1:]))
-        values = weight.detach().float()
-        if weight.requires_grad or weight.numel() < 64 or values.abs().max() > bound * 1.0001:
-            continue
-        if abs(values.std().item() / (bound / math.sqrt(3)) - 1) < 3 / math.sqrt(weight.numel()):
-            found[name] = weight
+    frozen = {name: weight.detach() for name, weight in _matrices(model) if not weight.requires_grad}
+    found = {name: weight for name, weight in frozen.items() if _looks_drawn(weight)}
+    if any(name not in found and weight.numel() >= _FEW for name, weight in frozen.items()):
+        found = {name: weight for name, weight in found.items() if weight.numel() >= _MANY}
     if not found:
         return []
     what = f"{len(found)} frozen weight matrices look as PyTorch draws them at random"
     cure = "Load the pretrained weights before freezing, or train these layers."
     return [Finding("no-update", "warning", _names(found), what, cure)]
+
+
+def _looks_drawn(weight: Tensor) -> bool:
+    values, bound = weight.float(), 1 / math.sqrt(math.prod(weight.shape[1:]))
+    if weight.numel() < _FEW or values.abs().max() > bound * 1.0001:
+        return False
+    return abs(values.std().item() / (bound / math.sqrt(3)) - 1) < 3 / math.sqrt(weight.numel())
 
 
 def weights_too_small(model: nn.Module) -> list[Finding]:

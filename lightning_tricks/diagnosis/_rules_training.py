@@ -181,9 +181,11 @@ def _swing(evidence: Evidence, t: Thresholds) -> str | None:
     level, spread = abs(statistics.median(recent)), statistics.pstdev(recent)
     if not level or spread < t.swing_size * max(start if evidence.guess is None else evidence.guess, level):
         return None
+    if min(recent) < 0:  # a loss that may be negative has no level to compare with: it passes through 0
+        level = start
     zigzag = alternation(recent)
     if zigzag < t.swing:
-        return f"the loss goes up and down with every step (autocorrelation {zigzag:.2f}) about {level:.4g}"
+        return f"the loss goes up and down with every step (autocorrelation {zigzag:.2f}) about {statistics.median(recent):.4g}"
     before, now = curve.noise / start if start else math.inf, noise_of(recent) / level
     if now > t.swing_growth * before and now > 0.5:
         return f"the losses of neighbouring steps differ by {now:.0%} of their level, at the start by {before:.0%}"
