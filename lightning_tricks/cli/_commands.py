@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,10 +99,6 @@ def _no_advertising() -> Iterator[None]:
         logger.removeFilter(is_news)
 
 
-def _fit_options(parser: LightningArgumentParser) -> None:
-    add_trainer_options(parser, "fit")
-
-
 def _fit(cli: TricksCLI) -> int:
     trainer = cli.trainer
     _need_data(cli, "train_dataloader")
@@ -113,25 +110,11 @@ def _fit(cli: TricksCLI) -> int:
     return 0
 
 
-def _validate_options(parser: LightningArgumentParser) -> None:
-    add_trainer_options(parser, "validate")
-
-
-def _validate(cli: TricksCLI) -> int:
-    _need_data(cli, "val_dataloader")
+def _judge(method: Literal["validate", "test"], loader: str, cli: TricksCLI) -> int:
+    _need_data(cli, loader)
     _say_if_untrained(cli)
-    cli.trainer.validate(cli.model, datamodule=cli.datamodule, **cli.options("ckpt_path", "weights_only"))
-    return 0
-
-
-def _test_options(parser: LightningArgumentParser) -> None:
-    add_trainer_options(parser, "test")
-
-
-def _test(cli: TricksCLI) -> int:
-    _need_data(cli, "test_dataloader")
-    _say_if_untrained(cli)
-    cli.trainer.test(cli.model, datamodule=cli.datamodule, **cli.options("ckpt_path", "weights_only"))
+    judge = getattr(cli.trainer, method)
+    judge(cli.model, datamodule=cli.datamodule, **cli.options("ckpt_path", "weights_only"))
     return 0
 
 
@@ -199,9 +182,9 @@ def _say(cli: TricksCLI, text: str | None, *, error: bool = False) -> None:
 
 
 COMMANDS = {
-    "fit": Command(_fit_options, _fit, trains=True),
-    "validate": Command(_validate_options, _validate),
-    "test": Command(_test_options, _test),
+    "fit": Command(partial(add_trainer_options, method="fit"), _fit, trains=True),
+    "validate": Command(partial(add_trainer_options, method="validate"), partial(_judge, "validate", "val_dataloader")),
+    "test": Command(partial(add_trainer_options, method="test"), partial(_judge, "test", "test_dataloader")),
     "predict": Command(_predict_options, _predict),
     "check": Command(_check_options, _check),
     "tune": Command(add_tune_options, tune, make=False, trains=True),

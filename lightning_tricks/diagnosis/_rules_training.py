@@ -178,17 +178,19 @@ def _swing(evidence: Evidence, t: Thresholds) -> str | None:
         return None
     recent = curve.recent[-100:]
     start = abs(curve.start(t.start))
-    level, spread = abs(statistics.median(recent)), statistics.pstdev(recent)
+    middle, spread = statistics.median(recent), statistics.pstdev(recent)
+    level = abs(middle)
     if not level or spread < t.swing_size * max(start if evidence.guess is None else evidence.guess, level):
         return None
-    if min(recent) < 0:  # a loss that may be negative has no level to compare with: it passes through 0
-        level = start
     zigzag = alternation(recent)
     if zigzag < t.swing:
-        return f"the loss goes up and down with every step (autocorrelation {zigzag:.2f}) about {statistics.median(recent):.4g}"
+        return f"the loss goes up and down with every step (autocorrelation {zigzag:.2f}) about {middle:.4g}"
+    beside = "their level"
+    if min(recent) < 0:  # what may be negative passes through 0, so its level is nothing to compare with
+        level, beside = start or math.inf, "the first"
     before, now = curve.noise / start if start else math.inf, noise_of(recent) / level
     if now > t.swing_growth * before and now > 0.5:
-        return f"the losses of neighbouring steps differ by {now:.0%} of their level, at the start by {before:.0%}"
+        return f"the losses of neighbouring steps differ by {now:.0%} of {beside}, at the start by {before:.0%}"
     return None
 
 

@@ -3,13 +3,11 @@
 import hashlib
 import json
 import math
-import os
-import sys
 import time
 import traceback
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,7 @@ from lightning_tricks.tune._trial_process import (
     called_with,
     checkpoints,
     depend_on_parent,
-    result_file,
+    leave_result,
     write_json,
 )
 
@@ -72,27 +70,16 @@ def results_of(result: dict[str, Any], count: int) -> list[dict[str, Any]]:
 
 
 def run_stack(job: StackJob) -> None:
-    """Run a stack and leave ``result.json``, whatever happens short of the process's death."""
+    """Run a stack and leave ``result.json``, unless it is there: a search was killed before it could read it."""
     depend_on_parent()
-    job.folder.mkdir(parents=True, exist_ok=True)
-    if finished_before(job) is not None:  # a search was killed before it could read it
-        return
-    log = (job.folder / "log.txt").open("a", encoding="utf-8", buffering=1)
-    os.dup2(log.fileno(), 1)
-    os.dup2(log.fileno(), 2)
-    sys.stdout = sys.stderr = log
-    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+    if finished_before(job) is None:
+        leave_result(job, partial(_result, job))
+
+
+def _result(job: StackJob) -> dict[str, Any]:
     started = time.monotonic()
-    try:
-        results = _train(job) if job.folds is None else _cross_validate(job, job.folds)
-        result: dict[str, Any] = {"status": "complete", "results": _with_seconds(results, time.monotonic() - started)}
-    except Exception as error:
-        traceback.print_exc()
-        result = {"status": "failed", "reason": _reason(error), "hopeless": isinstance(error, UserInputError)}
-    result["seconds"] = round(time.monotonic() - started, 3)
-    write_json(result_file(job), result)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    results = _train(job) if job.folds is None else _cross_validate(job, job.folds)
+    return {"status": "complete", "results": _with_seconds(results, time.monotonic() - started)}
 
 
 def _with_seconds(results: list[dict[str, Any]], seconds: float) -> list[dict[str, Any]]:

@@ -1,7 +1,6 @@
 """The search's loop when trials are trained in stacks: ask for a batch of points, train it, tell all results."""
 
 import json
-import time
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -13,7 +12,7 @@ from optuna.trial import Trial, TrialState
 
 from lightning_tricks._base import UserInputError, warn_once
 from lightning_tricks.tune._coarse_to_fine import CoarseToFineSampler
-from lightning_tricks.tune._pool import Run
+from lightning_tricks.tune._pool import Run, pause
 from lightning_tricks.tune._records import ordered
 from lightning_tricks.tune._runner import _FAILURES_IN_A_ROW, Runner, _give_back
 from lightning_tricks.tune._slots import SlotSampler
@@ -52,7 +51,7 @@ class StackRunner(Runner):
                     if self.asked:
                         self._train(bar)
                     else:
-                        time.sleep(0.2)
+                        pause([])
                     self._show(bar)
             finally:
                 self._abandon()
@@ -88,12 +87,10 @@ class StackRunner(Runner):
         parts = _dealt([job for _, job in self.asked], self.pool.workers)
         self.stacks = [self.pool.run(stack_of(part, self.pool.job), place) for place, part in enumerate(parts)]
         results: dict[int, dict[str, Any]] = {}
-        while len(results) < len(self.stacks):
-            for i, stack in enumerate(self.stacks):
-                if i not in results and (result := stack.poll()) is not None:
-                    results[i] = result
+        while waiting := [i for i in range(len(parts)) if i not in results]:
+            pause([self.stacks[i] for i in waiting])
+            results |= {i: result for i in waiting if (result := self.stacks[i].poll()) is not None}
             self._say(bar)
-            time.sleep(0.02)
         told = [
             {**each, "stack": stack.job.folder.name}
             for i, stack in enumerate(self.stacks)

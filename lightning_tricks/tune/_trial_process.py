@@ -10,6 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from inspect import Parameter, signature
 from multiprocessing import parent_process
 from pathlib import Path
@@ -54,8 +55,21 @@ class Job:
 
 
 def run_job(job: Job) -> None:
-    """Run a job and leave ``result.json``, whatever happens short of the process's death."""
+    """Run a job and leave ``result.json``."""
     depend_on_parent()
+    leave_result(job, partial(_result, job))
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].finish()
+
+
+def _result(job: Job) -> dict[str, Any]:
+    if job.test:
+        return _test(job)
+    return _train(job) if job.folds is None else _cross_validate(job, job.folds)
+
+
+def leave_result(job: Job, work: Callable[[], dict[str, Any]]) -> None:
+    """Print into ``log.txt`` from now on and leave ``result.json``, whatever happens short of the process's death."""
     job.folder.mkdir(parents=True, exist_ok=True)
     log = (job.folder / "log.txt").open("a", encoding="utf-8", buffering=1)
     os.dup2(log.fileno(), 1)
@@ -65,17 +79,13 @@ def run_job(job: Job) -> None:
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     started = time.monotonic()
     try:
-        result = _test(job) if job.test else _train(job) if job.folds is None else _cross_validate(job, job.folds)
+        result = work()
     except Exception as error:
         traceback.print_exc()
         expected = isinstance(error, UserInputError)
         result = {"status": "failed", "reason": _reason(error), "hopeless": expected}
     result["seconds"] = round(time.monotonic() - started, 3)
     write_json(result_file(job), result)
-    if "wandb" in sys.modules:
-        sys.modules["wandb"].finish()
-    sys.stdout.flush()
-    sys.stderr.flush()
 
 
 def result_file(job: Job) -> Path:
