@@ -90,8 +90,10 @@ def test_as_many_rows_as_parts_are_enough():
 @pytest.mark.parametrize("name", ["stratify", "groups", "time"])
 @pytest.mark.parametrize("values", [9, 11])
 def test_every_column_has_one_value_per_row(name, values):
-    with pytest.raises(UserInputError, match=f"^{name} needs one value per row: 10 rows, but got {values} values"):
-        splits.holdout(10, **{name: [0, 1] * 4 + [0] * (values - 8)})
+    column = {name: [0, 1] * 4 + [0] * (values - 8)}
+    for split in (splits.holdout, splits.time_series if name == "time" else splits.k_fold):
+        with pytest.raises(UserInputError, match=f"^{name} needs one value per row: 10 rows, but got {values} values"):
+            split(10, **column)
 
 
 def test_a_repeat_is_a_function_of_its_number():
@@ -106,6 +108,39 @@ def test_grouped_and_stratified_folds():
             assert not set(groups[fold.train]) & set(groups[fold.val])
             if stratify is not None:
                 assert labels[fold.val].mean() == 0.5
+
+
+def test_grouped_and_stratified_folds_are_a_function_of_the_seed():
+    groups = np.repeat(np.arange(20), 5)
+    rows = {"groups": groups, "stratify": groups % 2}
+    folds = splits.k_fold(100, 5, **rows, seed=3)
+    assert folds == splits.k_fold(100, 5, **rows, seed=3) == splits.k_fold(100, 5, **rows, seed=3 + 2**32)
+    assert folds != splits.k_fold(100, 5, **rows, seed=4)
+    assert len(splits.k_fold(100, 20, groups=groups)) == 20, "as many groups as folds are enough"
+
+
+@quick
+@given(st.integers(1, 30), st.integers(2, 6), st.integers(0, 4), st.none() | st.integers(1, 9))
+def test_time_series_splits_whatever_scikit_learn_can_split(n, k, gap, window):
+    theirs = TimeSeriesSplit(k, gap=gap, max_train_size=window).split(range(n))
+    try:
+        expected = [(train.tolist(), val.tolist()) for train, val in theirs]
+    except ValueError:
+        expected = None
+    if expected is None or not all(train for train, _ in expected):
+        with pytest.raises(UserInputError, match=rf"^{k} folds in time order with a gap of {gap} leave no row"):
+            splits.time_series(n, k, gap=gap, window=window)
+    else:
+        assert splits.time_series(n, k, gap=gap, window=window) == expected
+
+
+def test_time_series_without_arguments_has_five_folds_and_no_gap():
+    assert splits.time_series(12) == splits.time_series(12, 5, gap=0)
+
+
+def test_equal_times_keep_the_order_of_the_rows():
+    time = np.arange(200) // 40  # more than an unstable sort leaves in order
+    assert splits.time_series(200, 4, time=time) == splits.time_series(200, 4)
 
 
 def test_time_series_never_looks_ahead():
@@ -139,6 +174,7 @@ BAD = {
     "sum": (lambda: splits.holdout(10, (0.5, 0.4)), r"must sum to 1, but \(0.5, 0.4\) sum to 0.9"),
     "negative": (lambda: splits.holdout(10, (1.2, -0.2)), r"every split fraction must be in \(0, 1\]"),
     "few": (lambda: splits.holdout(2), "3 parts need at least 3 rows, but got 2"),
+    "scarce": (lambda: splits.holdout(9, stratify=[0] * 7 + [1] * 2), "3 stratified parts need .* class 1 has 2"),
     "column": (lambda: splits.holdout(9, stratify=[0, 1]), "stratify needs one value per row: 9 rows, but got 2"),
     "rare": (lambda: splits.holdout(9, stratify=[0] * 8 + [1]), "at least 3 samples of each class, but class 1 has 1"),
     "crowded": (lambda: splits.holdout(12, stratify=[*range(4)] * 3), "cannot give up a part of 20% as asked"),
@@ -149,9 +185,13 @@ BAD = {
     "rows": (lambda: splits.k_fold(3, 5), "5 folds need at least 5 rows, but got 3"),
     "class": (lambda: splits.k_fold(9, 3, stratify=[0] * 7 + [1] * 2), "3 stratified folds need .* class 1 has 2"),
     "groups": (lambda: splits.k_fold(9, 3, groups=[0, 1, 1] * 3), "3 folds need at least 3 groups, but got 2"),
-    "repeats": (lambda: splits.k_fold(9, 3, repeats=0), "repeats"),
+    "repeats": (lambda: splits.k_fold(9, 3, repeats=0), r"^repeats must be in \[1"),
     "series": (lambda: splits.time_series(5, 5), "leave no row to train the first fold on, with 5 rows"),
     "gap": (lambda: splits.time_series(12, 3, gap=3), "gap of 3 leave no row"),
+    "series of one": (lambda: splits.time_series(9, 1), r"^k must be in \[2"),
+    "negative gap": (lambda: splits.time_series(9, 2, gap=-1), r"^gap must be in \[0"),
+    "no window": (lambda: splits.time_series(9, 2, window=0), r"^window must be in \[1"),
+    "no splitter": (lambda: splits.from_sklearn(object, 5), r"needs a method split\(X, y, groups\), but got <class"),
     "splitter": (lambda: splits.from_sklearn(KFold(20), 5), "KFold cannot split these 5 rows"),
 }
 

@@ -162,7 +162,7 @@ def time_series(
         k: number of folds, at least 2; the oldest ``1/(k+1)`` of the rows is only ever trained on.
         time: one sortable value per row; row order if not given.
         gap: rows left out between training and validation, at least 0.
-        window: greatest number of training rows (the newest); all of the past if not given.
+        window: greatest number of training rows (the newest), at least 1; all of the past if not given.
 
     Returns:
         ``k`` folds, oldest validation block first.
@@ -178,6 +178,8 @@ def time_series(
 
     check_range("k", k, low=2)
     check_range("gap", gap, low=0)
+    if window is not None:
+        check_range("window", window, low=1)
     _check_columns(n, time=time)
     if n // (k + 1) < 1 or n - k * (n // (k + 1)) - gap < 1:
         raise UserInputError(
