@@ -47,6 +47,20 @@ def test_holdout_keeps_groups_whole(groups, stratified, seed):
     assert sorted(row for part in parts for row in part) == list(range(len(groups)))
 
 
+@pytest.mark.parametrize("stratify", [None, np.arange(100) % 2])
+def test_small_groups_fill_the_parts_as_asked_by_a_seed(stratify):
+    def sizes(shares):
+        return [len(part) for part in splits.holdout(100, shares, groups=np.arange(100), stratify=stratify)]
+
+    assert sizes((0.5, 0.25, 0.25)) == [50, 25, 25]
+    assert sizes((0.9, 0.1)) == [90, 10]
+    drawn = [
+        splits.holdout(100, groups=np.arange(100), stratify=stratify, seed=seed) for seed in (3, 3 + 2**32, 35, 67)
+    ]
+    assert drawn[0] == drawn[1]
+    assert drawn[0] != drawn[2] != drawn[3] != drawn[0], "the seed counts beyond its last bits"
+
+
 @quick
 @given(st.lists(st.integers(0, 30), min_size=20, max_size=100))
 def test_holdout_by_time_keeps_equal_times_together(time):
@@ -54,6 +68,9 @@ def test_holdout_by_time_keeps_equal_times_together(time):
     old, middle, new = splits.holdout(len(time), time=time)
     assert max(time[row] for row in old) < min(time[row] for row in middle)
     assert max(time[row] for row in middle) < min(time[row] for row in new)
+    assert [*old, *middle, *new] == sorted(range(len(time)), key=time.__getitem__), "all rows; equal times as they came"
+    bounds = np.cumsum([len(old), len(middle)])
+    assert all(0 <= bound - round(share * len(time)) <= 2 for bound, share in zip(bounds, (0.6, 0.8), strict=True))
 
 
 @quick
@@ -180,7 +197,8 @@ BAD = {
     "crowded": (lambda: splits.holdout(12, stratify=[*range(4)] * 3), "cannot give up a part of 20% as asked"),
     "times": (lambda: splits.holdout(9, time=[1] * 9), "only 1 different times"),
     "both": (lambda: splits.holdout(9, time=range(9), groups=range(9)), "time order excludes stratify and groups"),
-    "one group": (lambda: splits.holdout(9, groups=[0] * 9), "cannot give up a part|would be empty"),
+    "one group": (lambda: splits.holdout(9, groups=[0] * 9), "9 rows cannot give up a part of 20% as asked"),
+    "one mixed group": (lambda: splits.holdout(30, groups=[0] * 30, stratify=[0, 1] * 15), "30 rows cannot give up"),
     "k": (lambda: splits.k_fold(10, 1), r"k must be in \[2"),
     "rows": (lambda: splits.k_fold(3, 5), "5 folds need at least 5 rows, but got 3"),
     "class": (lambda: splits.k_fold(9, 3, stratify=[0] * 7 + [1] * 2), "3 stratified folds need .* class 1 has 2"),
@@ -207,6 +225,8 @@ def test_parts_are_checked():
     assert splits.check_parts({"train": np.array([2, 0]), "val": range(3, 5)}, 6) == {"train": [2, 0], "val": [3, 4]}
     for parts, message in (
         ({"train": [0, 1], "val": [1, 2], "test": [2]}, r"train and val share 1 row \(first: 1\)"),
+        ({"train": [0, 1, 2], "val": [1, 2]}, r"train and val share 2 rows \(first: 1\)"),
+        ({"train": [3, 1, 1]}, r"train and train share 1 row \(first: 1\)"),
         ({"train": [0, 6]}, r"in \[0, 5\], but train has 6"),
         ({"train": [-1]}, "train has -1"),
         ({"train": []}, "train is empty"),
