@@ -113,11 +113,34 @@ def test_a_misspelt_monitor_is_said_before_training():
         ("train_accuracy", "max"),
         ("acc_loss", "min"),
         ("val_rmse", "min"),
-        ("anything", "min"),
+        ("val_top5", "max"),
+        ("val_top_5_error", "min"),
+        ("val_acc1", "max"),
+        ("MulticlassF1Score", "max"),
+        ("val/BinaryAUROC", "max"),
+        ("MulticlassAveragePrecision_epoch", "max"),
+        ("val_mAP50", "max"),
+        ("R2Score", "max"),
+        ("MatthewsCorrCoef", "max"),
+        ("MeanSquaredLogError", "min"),
+        ("val_brier_score", "min"),
+        ("val_f1score", "max"),
+        ("episode_reward", "max"),
+        ("neg_log_loss", "max"),
+        ("neg_brier_score", "max"),
+        ("negative_log_likelihood", "min"),
+        ("negative_log_likelihood_loss", "min"),
+        ("log_likelihood", "max"),
     ],
 )
 def test_mode_from_the_name(monitor, mode):
     assert infer_mode(monitor) == mode
+
+
+def test_a_name_that_says_nothing_is_asked_about_once():
+    with pytest.warns(UserWarning, match="'anything' does not tell whether smaller or larger is better"):
+        assert infer_mode("anything") == "min"
+    assert infer_mode("anything", "max") == "max"
 
 
 def test_an_inner_import_error_is_not_mistaken_for_a_missing_extra(tmp_path, monkeypatch):

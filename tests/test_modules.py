@@ -6,12 +6,13 @@ import torch
 from helpers import quiet_trainer, run_ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning.pytorch import Callback
 from sklearn import metrics as sk
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_tricks import MLP, Classifier, Regressor
+from lightning_tricks import MLP, Classifier, MCDropoutPredictor, Regressor
 from lightning_tricks._base import UserInputError
 from lightning_tricks.modules._losses import classification_loss, gaussian_nll, smoothed_targets
 
@@ -48,6 +49,13 @@ def test_multilabel_weights_are_positive_weights():
     weights = torch.tensor([1.0, 2.0, 0.5])
     expected = F.binary_cross_entropy_with_logits(logits, y.float(), pos_weight=weights)
     torch.testing.assert_close(loss_of(logits, y, "multilabel", 3, weights=weights), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16])
+def test_class_weights_are_those_of_the_labels_whatever_integers_hold_them(dtype):
+    logits, y, weights = torch.randn(3, 3), torch.tensor([2, 0, 1]), torch.tensor([0.2, 1.0, 5.0])
+    expected = F.cross_entropy(logits, y, weight=weights)
+    torch.testing.assert_close(loss_of(logits, y.to(dtype), "multiclass", 3, weights=weights), expected)
 
 
 def test_gaussian_nll_is_the_density():
@@ -292,3 +300,32 @@ def test_confusion_matrix_is_logged_as_a_picture(tmp_path):
     trainer.test(Classifier(nn.Sequential(MLP(4, 3)), 3), loader(x, y), verbose=False)
     (picture,) = tmp_path.glob("figures/test_confusion_matrix*.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+class Stopped(Exception):  # noqa: N818 - the run is meant to end by it
+    pass
+
+
+class StopIn(Callback):
+    """Ends a run in the second batch of an evaluation, as an interrupt would."""
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        if batch_idx == 1:
+            raise Stopped
+
+    on_test_batch_end = on_validation_batch_end
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+@pytest.mark.parametrize("kind", ["classifier", "regressor", "predictor"])
+def test_metrics_of_an_interrupted_evaluation_are_forgotten(kind, stage):
+    x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] > 0).long() if kind != "regressor" else x[:, :1]
+    torch.manual_seed(0)
+    model = Regressor(MLP(4, 1)) if kind == "regressor" else Classifier(MLP(4, 2, dropout=0.5), 2)
+    if kind == "predictor":
+        model = MCDropoutPredictor(model, samples=4, seed=0)
+    (expected,) = getattr(quiet_trainer(), stage)(model, loader(x, y), verbose=False)
+    with pytest.raises(Stopped):
+        getattr(quiet_trainer(callbacks=[StopIn()]), stage)(model, loader(x, y), verbose=False)
+    assert getattr(quiet_trainer(), stage)(model, loader(x, y), verbose=False) == [expected]

@@ -185,6 +185,15 @@ def test_max_norm_of_a_transposed_convolution_is_per_output():
     torch.testing.assert_close(weight.norm(dim=(0, 2)), torch.tensor([2.0, 2**0.5, 2**0.5]))
 
 
+@pytest.mark.parametrize("options", [{"l2": 0.1}, {"l1": 0.1, "method": "proximal"}, {"max_norm": 0.01}])
+def test_frozen_weights_stay_as_they_are(options):
+    model = Net(optimizer=torch.optim.Adam)
+    model.unused.requires_grad_(False)
+    before = model.unused.weight.clone()
+    fitted(model, WeightPenalty(**options))
+    assert torch.equal(model.unused.weight, before)
+
+
 def test_match_and_skip_choose_weights_and_a_second_optimizer_is_left_alone():
     penalty = WeightPenalty(l2=1.0, match="net", skip="net.3")
     model = fitted(Net(), penalty)

@@ -7,13 +7,22 @@ from typing import Literal
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lightning_tricks._base._messages import UserInputError
+from lightning_tricks._base._messages import UserInputError, warn_once
 
-# Words of metrics that grow when the model gets better; every other metric is taken for a loss.
-_LARGER_IS_BETTER = frozenset(
-    {"acc", "accuracy", "auc", "auroc", "bleu", "dice", "f1", "iou"}
-    | {"map", "miou", "precision", "psnr", "r2", "recall", "score", "ssim"}
-)
+# Words of metrics that shrink when the model gets better; they win over those that grow ("iou_loss").
+_SMALLER = """
+    augrc aurc bce bpc bpd brier ce cer cost crps deviance distance divergence ece eer entropy err error errors fid
+    fnr fpr hamming hinge kl loss losses lpips mae mape medae mse nll perplexity ppl regret rmse smape violation
+    wer xent
+"""
+_LARGER = """
+    acc accuracy ap auc aupr auprc auroc bleu corr correlation dice elbo f1 f2 fbeta fscore iou jaccard kappa
+    likelihood map match matthews mcc miou mrr ndcg npv pearson ppv prauc precision psnr r2 recall return returns
+    reward rewards rouge score sensitivity similarity snr spearman specificity ssim success tnr top tpr
+"""
+_SMALLER_IS_BETTER, _LARGER_IS_BETTER = frozenset(_SMALLER.split()), frozenset(_LARGER.split())
+_NEGATED = frozenset({"neg", "negative"})  # neg_log_loss, as scikit-learn names it; negative_log_likelihood
+_WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+\d*|[A-Z]+\d*")
 
 
 class MissingMetricError(UserInputError):
@@ -65,15 +74,28 @@ def check_monitor_early(trainer: Trainer, monitor: str, *, who: str) -> None:
 
 
 def infer_mode(monitor: str, mode: Literal["auto", "min", "max"] = "auto") -> Literal["min", "max"]:
-    """Tell whether smaller or larger is better, from the name unless said.
+    """Tell whether smaller or larger is better, from the words of the name unless said.
+
+    A name that says nothing is taken for a loss, with a warning.
 
     Example:
         >>> infer_mode("val_loss"), infer_mode("val_acc"), infer_mode("val_acc", "min")
         ('min', 'max', 'min')
+        >>> infer_mode("val_top5"), infer_mode("val/MulticlassF1Score"), infer_mode("val_brier_score")
+        ('max', 'max', 'min')
     """
     if mode != "auto":
         return mode
-    words = set(re.split(r"[^a-z0-9]+", monitor.lower()))
-    if words & {"loss", "error"}:
-        return "min"
-    return "max" if words & _LARGER_IS_BETTER else "min"
+    found = [word.lower() for word in _WORD.findall(monitor)]
+    words = {*found, *(word.rstrip("0123456789") for word in found)}
+    losses, gains = words & _SMALLER_IS_BETTER, words & _LARGER_IS_BETTER
+    if losses or gains:
+        is_loss = bool(losses)
+        if words & _NEGATED and not (losses and gains - {"score"}):
+            is_loss = not is_loss
+        return "min" if is_loss else "max"
+    warn_once(
+        f"the name {monitor!r} does not tell whether smaller or larger is better; smaller is taken to be. "
+        "Say mode='min' or mode='max'."
+    )
+    return "min"

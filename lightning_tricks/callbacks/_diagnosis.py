@@ -12,7 +12,15 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_tricks._base import UserInputError, alert, check_choice, check_range, log_artifact, warn_once
+from lightning_tricks._base import (
+    UserInputError,
+    alert,
+    check_choice,
+    check_range,
+    log_artifact,
+    require_sizes,
+    warn_once,
+)
 from lightning_tricks.callbacks._diagnosis_losses import StepLosses, noise_ratio
 from lightning_tricks.callbacks._diagnosis_report import facts_of, free_path, write_report
 from lightning_tricks.callbacks._diagnosis_watchers import QuietActivations, QuietNorms, is_compiled
@@ -168,6 +176,7 @@ class Diagnosis(OnlyLooks, Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at what will run."""
+        require_sizes(pl_module, "Diagnosis")
         self._planned = planned_steps(trainer)
         self._at = trainer.global_step
         self._has_curve = len(trainer.optimizers) == 1

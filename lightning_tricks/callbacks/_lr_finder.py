@@ -23,6 +23,7 @@ from lightning_tricks._base import (
     log_figure,
     log_metrics,
     preserved_modes,
+    require_sizes,
     warn_once,
 )
 from lightning_tricks.callbacks._lr_rules import RULES, SuggestionRule, suggest_lr
@@ -133,6 +134,7 @@ class LRFinder(LearningRateFinder):
                 f"{type(pl_module).__name__} has automatic_optimization={pl_module.automatic_optimization} and "
                 f"{len(trainer.optimizers)} optimizers. Test each optimizer in a module of its own."
             )
+        require_sizes(pl_module, "a learning-rate range test")
         early_exit, self._early_exit = self._early_exit, False
         with _undisturbed(trainer, pl_module):
             super().lr_find(trainer, pl_module)

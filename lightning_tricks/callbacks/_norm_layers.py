@@ -10,7 +10,7 @@ from torch.nn import Parameter
 from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
-from lightning_tricks._base import UserInputError
+from lightning_tricks._base import UserInputError, require_sizes
 from lightning_tricks.callbacks._norm_history import REST
 from lightning_tricks.callbacks._trainer import callbacks_of
 
@@ -30,7 +30,7 @@ def layers_of(
         match: regular expression; the layers in whose name it is not found become one, the last.
 
     Raises:
-        UserInputError: if there is no parameter, or no layer is found by ``match``.
+        UserInputError: if there is no parameter, if all are lazy, or no layer is found by ``match``.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)))
@@ -45,6 +45,7 @@ def layers_of(
             continue
         layers.setdefault(layer_name(name, depth), []).append(parameter)
     if not layers:
+        require_sizes(module, "NormMonitor")
         raise UserInputError("NormMonitor needs a module with at least one parameter, but got one without.")
     if match is None:
         return list(layers.items())

@@ -7,10 +7,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_tricks._base import UserInputError, check_choice, check_range, log_metrics, warn_once
+from lightning_tricks._base import UserInputError, check_choice, check_range, is_matrix, log_metrics, warn_once
 from lightning_tricks.callbacks._penalty import (
     add_penalty_gradient,
     limit_rows,
@@ -137,17 +138,19 @@ class WeightPenalty(Callback):
             for key, parameter in module.named_parameters(recurse=False):
                 name = f"{path}.{key}" if path else key
                 wanted = any(matches(name, p) for p in self.match) and not any(matches(name, p) for p in self.skip)
-                if wanted and parameter.ndim >= 2 and not isinstance(module, norms):
+                if wanted and is_matrix(module, key, parameter) and not isinstance(module, norms):
                     self._names[id(parameter)] = name
                     self._unit_axes[id(parameter)] = int(getattr(module, "transposed", False))
         if not self._names:
-            names = ", ".join([name for name, p in model.named_parameters() if p.ndim >= 2][:5]) or "none"
+            names = ", ".join([name for name, p in model.named_parameters() if is_lazy(p) or p.ndim >= 2][:5]) or "none"
             raise UserInputError(
                 f"WeightPenalty found no weight under match={self.match}, skip={self.skip}. Weights are: {names}, ..."
             )
 
     def _weights_of(self, optimizer: Optimizer) -> list[Tensor]:
-        return [p for group in optimizer.param_groups for p in group["params"] if id(p) in self._names]
+        """Return the chosen weights that the optimizer trains: it does not touch a frozen one either."""
+        found = (p for group in optimizer.param_groups for p in group["params"] if id(p) in self._names)
+        return [p for p in found if p.requires_grad]
 
     def _gradient(self, parameter: Tensor) -> Tensor:
         """Return the gradient, zeros where the loss did not use the parameter: the penalty still does."""
@@ -162,12 +165,12 @@ class WeightPenalty(Callback):
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        for group in optimizer.param_groups:
-            for parameter in (p for p in group["params"] if id(p) in self._names):
-                if self.method == "proximal":
-                    soft_threshold(local(parameter), float(group["lr"]) * self.l1)
-                if self.max_norm is not None:
-                    limit_rows(parameter, self.max_norm, axis=self._unit_axes[id(parameter)])
+        rates = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
+        for parameter in self._weights_of(optimizer):
+            if self.method == "proximal":
+                soft_threshold(local(parameter), rates[id(parameter)] * self.l1)
+            if self.max_norm is not None:
+                limit_rows(parameter, self.max_norm, axis=self._unit_axes[id(parameter)])
 
     def _remove_hooks(self) -> None:
         for handle in self._handles:

@@ -135,6 +135,16 @@ class Classifier(SupervisedModule):
         if stage == "test" and self.confusion is not None:
             self.confusion.update(probs, labels)
 
+    def on_validation_epoch_start(self) -> None:
+        """Forget what an interrupted validation left."""
+        self.val_metrics.reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Forget what an interrupted test left."""
+        self.test_metrics.reset()
+        if self.confusion is not None:
+            self.confusion.reset()
+
     def on_validation_epoch_end(self) -> None:
         """Log the metrics over the whole validation set."""
         self.log_dict(self.val_metrics.compute(), sync_dist=True)

@@ -41,7 +41,7 @@ def classification_loss(logits: Tensor, targets: Tensor, y: Tensor, task: str, w
         total = F.cross_entropy(
             logits, targets.long() if not targets.is_floating_point() else targets, weight=weights, reduction="sum"
         )
-        mass = weights[y].sum() if not y.is_floating_point() else (y.to(weights.dtype) @ weights).sum()
+        mass = weights[y.long()].sum() if not y.is_floating_point() else (y.to(weights.dtype) @ weights).sum()
         return total / mass
     if weights is None:
         return F.binary_cross_entropy_with_logits(logits, targets)

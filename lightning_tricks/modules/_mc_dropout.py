@@ -113,7 +113,7 @@ class MCDropoutPredictor(LightningModule):
         self._quantiles, self._keep_samples, self._tau = tuple(quantiles), keep_samples, tau
         self._stream()  # a bad option is said now
         self._places = RowPlaces()
-        self._metrics = nn.ModuleList([OffAndOn(self.task)])  # one per dataloader, as are the rankings
+        self._metrics = nn.ModuleList([OffAndOn(self.task)])
         self._rankings = [UncertainRows(self.task)]
         self._engine = MCEngine(
             model,
@@ -263,6 +263,18 @@ class MCDropoutPredictor(LightningModule):
             return {"mean": out[0][0], "total_variance": out[1][0].exp()}
         known = {} if self._tau is None else {"total_variance": torch.full_like(out[0], 1 / self._tau)}
         return {"mean": out[0], **known}
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget what an interrupted validation left."""
+        self._begin()
+
+    def on_test_epoch_start(self) -> None:
+        """Forget what an interrupted test left."""
+        self._begin()
+
+    def _begin(self) -> None:
+        self._metrics = nn.ModuleList([OffAndOn(self.task).to(self.device)])  # one per dataloader, as are the rankings
+        self._rankings = [UncertainRows(self.task)]
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics over the whole set."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_tricks._base import UserInputError, check_range
+from lightning_tricks._base import UserInputError, check_range, is_matrix
 from lightning_tricks.optim._blocks import blocks
 
 
@@ -21,10 +21,10 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Split the trainable parameters into those that decay and those that do not, and by learning rate.
 
-    Weights of two or more dimensions decay, embeddings included. Biases, the parameters of norm layers and every
-    other parameter of at most one dimension do not: decaying them does not regularise, and a shrunk norm scale only
-    slows learning (Jia et al. 2018, section 2; Nanda et al. 2022). Every trainable parameter is in exactly one group,
-    a shared one once.
+    Weights of two or more dimensions decay, embeddings and those of lazy layers included. Biases, the parameters of
+    norm layers and every other parameter of at most one dimension do not: decaying them does not regularise, and a
+    shrunk norm scale only slows learning (Jia et al. 2018, section 2; Nanda et al. 2022). Every trainable parameter
+    is in exactly one group, a shared one once.
 
     Args:
         model: any module.
@@ -67,7 +67,9 @@ def param_groups(
         if not parameter.requires_grad or any(_fits(name, pattern) for pattern in frozen):
             continue
         label, own = _rate_of(name, lr_of, rates)
-        _add(groups, parameter, label, own, weight_decay)
+        path, _, key = name.rpartition(".")
+        decay = weight_decay if is_matrix(model.get_submodule(path), key, parameter) else None
+        _add(groups, parameter, label, own, decay)
     if not groups:
         raise UserInputError(
             f"an optimizer needs at least one trainable parameter, but {type(model).__name__} has none. "
@@ -76,10 +78,11 @@ def param_groups(
     return sorted(groups.values(), key=lambda group: group["name"].startswith("no_decay"))
 
 
-def _add(groups: dict[str, dict[str, Any]], parameter: Tensor, label: str, lr: float | None, decay: float) -> None:
-    decays = parameter.ndim >= 2
-    name = ("decay" if decays else "no_decay") + (f": {label}" if label else "")
-    new: dict[str, Any] = {"name": name, "params": [], "weight_decay": decay if decays else 0.0}
+def _add(
+    groups: dict[str, dict[str, Any]], parameter: Tensor, label: str, lr: float | None, decay: float | None
+) -> None:
+    name = ("no_decay" if decay is None else "decay") + (f": {label}" if label else "")
+    new: dict[str, Any] = {"name": name, "params": [], "weight_decay": decay or 0.0}
     if lr is not None:
         new["lr"] = lr
     groups.setdefault(name, new)["params"].append(parameter)

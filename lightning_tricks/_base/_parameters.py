@@ -1,0 +1,39 @@
+"""What a parameter is, before and after its shape is known."""
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from lightning_tricks._base._messages import UserInputError
+
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def is_matrix(module: nn.Module, key: str, parameter: Tensor) -> bool:
+    """Tell whether a module's own parameter has two dimensions or more; a lazy one is told by its name.
+
+    Example:
+        >>> layer, norm = nn.LazyLinear(3), nn.LazyBatchNorm1d()
+        >>> [is_matrix(module, key, p) for module in (layer, norm) for key, p in module.named_parameters()]
+        [True, False, False, False]
+    """
+    if is_lazy(parameter):
+        return key != "bias" and not isinstance(module, _NORMS)
+    return parameter.ndim >= 2
+
+
+def require_sizes(model: nn.Module, who: str) -> None:
+    """Refuse a model some of whose parameters are lazy.
+
+    Args:
+        model: any module.
+        who: who needs the sizes, for the message.
+
+    Raises:
+        UserInputError: naming the first lazy parameters, and what to do.
+    """
+    lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        raise UserInputError(
+            f"{who} needs the sizes of all parameters, but {', '.join(lazy[:3])}{', ...' * (len(lazy) > 3)} are lazy. "
+            "Run one batch through the model first."
+        )
