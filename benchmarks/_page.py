@@ -57,4 +57,6 @@ def _section(plan: Plan, run: Mapping[str, Any] | None) -> str:
             f"{head}`python -m benchmarks.{plan.name}` ({source}). {why}No run of it is kept here yet; the page that "
             "quotes it says how its numbers were had.\n"
         )
-    return f"{head}`{run['command']}` ({source})\n\n```text\n{run['printed']}\n```\n"
+    printed = "\n".join(line for line in run["printed"].splitlines() if "━" not in line)  # no progress bars
+    shown = f"\n\n```text\n{printed}\n```\n" if printed.strip() else "\n"
+    return f"{head}`{run['command']}` ({source}){shown}"
