@@ -329,3 +329,11 @@ def test_metrics_of_an_interrupted_evaluation_are_forgotten(kind, stage):
     with pytest.raises(Stopped):
         getattr(quiet_trainer(callbacks=[StopIn()]), stage)(model, loader(x, y), verbose=False)
     assert getattr(quiet_trainer(), stage)(model, loader(x, y), verbose=False) == [expected]
+
+
+def test_a_compiled_step_leaves_metrics_to_python():
+    model, labels = Classifier(nn.Linear(4, 3), 3), torch.tensor([0, 1, 2, 0])
+    model.log = model.log_dict = lambda *args, **kwargs: None
+    with torch.no_grad():
+        torch.compile(model._step, backend="eager")((torch.randn(4, 4), labels), 0, "val")
+    assert model.val_metrics["acc"].tp.item() + model.val_metrics["acc"].fn.item() == 4

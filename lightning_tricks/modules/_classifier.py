@@ -128,6 +128,7 @@ class Classifier(SupervisedModule):
             self._update_metrics(logits, hard_targets(y, self.task), stage)
         return loss
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _update_metrics(self, logits: Tensor, labels: Tensor, stage: Stage) -> None:
         probs = self._probabilities(logits.detach().float())
         metrics = self.val_metrics if stage == "val" else self.test_metrics

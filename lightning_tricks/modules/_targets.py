@@ -18,6 +18,7 @@ def hard_targets(y: Tensor, task: str) -> Tensor:
     return y.argmax(-1) if task == "multiclass" else (y > 0.5).long()
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # it looks at values: there is nothing to compile
 def check_class_targets(y: Tensor, logits: Tensor, task: str, num_classes: int, *, look_at_values: bool) -> None:
     """Check shape, dtype and (on request, since it waits for the device) range of classification targets.
 
