@@ -4,6 +4,7 @@ import pickle
 from collections import Counter
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers import quiet_trainer, run_ranks
@@ -249,6 +250,31 @@ def test_other_parts_can_be_given(name):
     assert {part: other.parts[part].rows for part in other.parts} == {"train": list(range(8)), "val": [8, 9, 10, 11]}
     assert len(flat(quiet_trainer().predict(Recorder(), other))) == 4
     assert len(data.parts["train"]) > 8
+
+
+@every_datamodule
+@pytest.mark.parametrize("index", [range(N)[::-1], range(7, N + 7)], ids=["shuffled", "filtered"])
+@pytest.mark.parametrize("by", ["groups", "time"])
+def test_a_series_is_taken_by_position(name, index, by):
+    if name == "DigitsDataModule":
+        pytest.skip("it has no such option")
+    values = [row // 4 for row in range(N)]
+    data, expected = make(name, **{by: pd.Series(values, index)}), make(name, **{by: values})
+    assert data.fingerprint() == expected.fingerprint() == make(name, **{by: torch.tensor(values)}).fingerprint()
+    assert data.folds(3) == expected.folds(3)
+
+
+@pytest.mark.parametrize(
+    "of_labels",
+    [
+        lambda y: lt.TabularDataModule(numbers(), y),
+        lambda y: lt.ImageDataModule.from_arrays(pictures(), y),
+        lambda y: lt.TextDataModule(pd.Series(texts(), range(N)[::-1]), y),
+    ],
+)
+def test_a_series_of_labels_is_taken_by_position(of_labels):
+    one, other = (of_labels(labels).test_dataloader() for labels in (pd.Series(LABELS, range(N)[::-1]), LABELS))
+    assert [seen(batch) for batch in one] == [seen(batch) for batch in other]
 
 
 @every_datamodule

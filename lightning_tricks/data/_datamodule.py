@@ -51,8 +51,8 @@ class SplitDataModule(LightningDataModule, Generic[Opened]):
         split_by: ``"class"`` keeps class proportions, ``"group"`` keeps groups whole, ``"time"`` puts the newest rows
             into val and test, ``"random"`` does none of it; ``"auto"`` is time or group if given, else class if
             there are classes, else random.
-        groups: one group per row.
-        time: one sortable value per row.
+        groups: one group per row, by position: the index of a ``pandas.Series`` is not looked at.
+        time: one sortable value per row, by position.
         num_workers: processes that read; they persist over epochs.
         seed: of the split and of the order of training.
     """
@@ -316,7 +316,8 @@ class SplitDataModule(LightningDataModule, Generic[Opened]):
             )
         if len(column) != (n := len(self._source or ())):
             raise UserInputError(f"{_ARGUMENT[by]} needs one value per row: {n} rows, but got {len(column)} values.")
-        return [_plain(column[row]) for row in rows]
+        values: Any = column.to_numpy() if hasattr(column, "to_numpy") else column  # a Series is indexed by its labels
+        return [_plain(values[row]) for row in rows]
 
     def _compare_with_checkpoint(self) -> None:
         if self.parts and self._restored.get("parts", now := self.fingerprint()) != now:
