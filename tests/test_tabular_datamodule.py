@@ -43,6 +43,31 @@ def test_scaling_is_fitted_on_the_training_part(scale, oracle):
         assert labels.tolist() == y[part.rows].tolist()
 
 
+@pytest.mark.parametrize(("scale", "oracle"), [("standard", StandardScaler), ("minmax", MinMaxScaler)])
+def test_a_constant_column_is_only_shifted(scale, oracle):
+    values = np.array([0.1, 1 / 3, 1e-9, 1e6 + 0.1, 0, -7])
+    x = np.tile(values, (1001, 1))
+    x[-1] += 0.1
+    x = np.column_stack([x, np.arange(1001) * 1e-9])  # varies, a little
+    data = TabularDataModule(x, x[:, 0], scale=scale, split={"train": range(1000), "val": [1000]})
+    data.setup()
+    held_out, y = features(data, "val")
+    np.testing.assert_allclose(held_out, oracle().fit(x[:1000]).transform(x[1000:]), rtol=1e-4)
+    assert data.target_std.item() == 1
+    assert y.item() == pytest.approx(0.1)
+
+
+def test_a_constant_column_is_only_shifted_when_imputed():
+    x = np.full((1001, 2), (0.1, 1e6 + 0.1))  # their computed means are other numbers
+    x[::7] = np.nan
+    x[-1] += 0.1
+    data = TabularDataModule(
+        x, np.arange(1001.0), scale="minmax", missing="impute", split={"train": range(1000), "val": [1000]}
+    )
+    data.setup()
+    np.testing.assert_allclose(features(data, "val")[0], 0.1, rtol=1e-4)
+
+
 def test_no_scaling():
     x = torch.rand(N, 2)
     data = TabularDataModule(x, torch.arange(N) % 2, scale="none")

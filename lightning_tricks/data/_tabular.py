@@ -201,9 +201,8 @@ class TabularDataModule(SplitDataModule[Table]):
             return self._y
         y = self._y.double()
         if self._scale_target:
-            self.target_mean = y[train].mean(dim=0).float()
-            std = y[train].std(dim=0, unbiased=False)
-            self.target_std = torch.where(std > 0, std, 1).float()
+            mean, std = y[train].mean(dim=0), y[train].std(dim=0, unbiased=False)
+            self.target_mean, self.target_std = mean.float(), _one_if_constant(std, mean, len(train)).float()
         else:
             self.target_mean, self.target_std = torch.zeros(y.shape[1]), torch.ones(y.shape[1])
         return ((y - self.target_mean) / self.target_std).float()
@@ -259,7 +258,16 @@ def _scaled(numbers: npt.NDArray[np.float64], train: list[int], scale: Scale) ->
     else:
         shift = fitted.amin(dim=0)
         spread = fitted.amax(dim=0) - shift
-    return ((x - shift) / torch.where(spread > 0, spread, 1)).float()  # a constant column is only shifted
+    return ((x - shift) / _one_if_constant(spread, mean, len(train))).float()
+
+
+def _one_if_constant(spread: Tensor, mean: Tensor, n: int) -> Tensor:
+    """Return the spread of each column, or 1 if it may be rounding noise of n equal values: such are only shifted.
+
+    The bound is the one of scikit-learn's ``StandardScaler``, from Chan, Golub & LeVeque 1983.
+    """
+    noise = n * torch.finfo(torch.float64).eps * mean.abs()
+    return torch.where(spread > noise, spread, 1)
 
 
 def _coded(texts: npt.NDArray[Any], known: Sequence[str]) -> Tensor:
