@@ -12,7 +12,15 @@ from helpers import quiet_trainer, run_ranks
 from lightning.pytorch import Callback, LightningModule, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
-from sklearn.model_selection import KFold, LeaveOneOut, RepeatedKFold, ShuffleSplit, cross_val_predict
+from sklearn.model_selection import (
+    KFold,
+    LeaveOneOut,
+    LeavePGroupsOut,
+    RepeatedKFold,
+    ShuffleSplit,
+    TimeSeriesSplit,
+    cross_val_predict,
+)
 from sklearn.neighbors import KNeighborsClassifier
 from wandb_file import WandbRun
 
@@ -24,6 +32,7 @@ from lightning_tricks.tune._cv_result import CVResult, FoldResult, count_rows
 N = 60
 X = np.random.default_rng(0).normal(size=(N, 4))
 Y = np.arange(N) % 3
+QUARTERS = np.arange(N) % 4
 CPU = {"accelerator": "cpu", "devices": 1, "max_epochs": 1, "num_sanity_val_steps": 0, "enable_model_summary": False}
 run = partial(cross_validate, trainer=CPU, progress=False)
 
@@ -141,6 +150,25 @@ def test_repeats_and_repeated_splitters():
     assert set(result.folds[0].rows) != set(result.folds[2].rows)
     splitter = RepeatedKFold(n_splits=2, n_repeats=2)
     assert run(classifier, data, splitter=splitter).predictions.shape == (2, 48, 3)
+    assert run(classifier, data, splitter=splitter, predict=False).repeats == 2
+
+
+@pytest.mark.parametrize("splitter", [ShuffleSplit(3, random_state=0), LeavePGroupsOut(2)])
+def test_scores_alone_may_come_from_any_splitter(splitter):
+    data = table(groups=QUARTERS if isinstance(splitter, LeavePGroupsOut) else None, split=(0.5, 0.5))
+    folds = data.folds(splitter=splitter)
+    result = run(Nearest, data, splitter=splitter, predict=False)
+    assert [fold.rows for fold in result.folds] == [fold.val for fold in folds]
+    assert result.rows == sorted({row for fold in folds for row in fold.val})
+    assert len(result.scores("val_acc")) == len(folds)
+    assert (result.predictions, result.repeats) == (None, 1)
+
+
+def test_a_splitter_in_order_of_time_holds_the_newest_rows_out():
+    data = table(split=(0.5, 0.5))
+    result = run(Nearest, data, splitter=TimeSeriesSplit(3))
+    assert result.rows == list(range(15, N))
+    assert len(result.predictions) == 45
 
 
 def test_global_streams_and_order_of_folds_do_not_matter():
@@ -320,6 +348,7 @@ class Short(Wordy):
 
 
 model = classifier()
+QUARTERED = table(groups=QUARTERS, split=(0.5, 0.5))
 
 
 @pytest.mark.parametrize(
@@ -339,7 +368,8 @@ model = classifier()
         (classifier, {"k": 1}, r"k must be in \[2"),
         (classifier, {"k": 20}, "20 stratified folds need at least 20 samples of each class, but class 0 has 16"),
         (classifier, {"splitter": 3}, r"needs a method split\(X, y, groups\)"),
-        (classifier, {"splitter": ShuffleSplit(3, random_state=0)}, "hold every row out equally often"),
+        (classifier, {"splitter": ShuffleSplit(3, random_state=0)}, "every row out exactly once.* but ShuffleSplit"),
+        (Nearest, {"splitter": LeavePGroupsOut(2), "data": QUARTERED}, "but LeavePGroupsOut does not.* predict=False"),
     ],
 )
 def test_bad_input_gets_a_sentence(make, options, message):

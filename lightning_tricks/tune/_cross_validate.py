@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -54,7 +55,8 @@ def cross_validate(
         data: any DataModule of this package; its ``split_by`` (class, group, time, random) holds for the folds too.
         k: number of folds, at least 2.
         repeats: how often to split anew.
-        splitter: a scikit-learn splitter to use instead of ``k`` and ``repeats``.
+        splitter: a scikit-learn splitter to use instead of ``k`` and ``repeats``. One that does not hold every row out
+            exactly once, or once per repeat (``ShuffleSplit``, ``LeavePGroupsOut``), needs ``predict=False``.
         include_test: whether the test part is divided among the folds too.
         callbacks: function that returns new callbacks, such as ``lambda: recipe("val_loss")``.
         logger: function from the fold's number to a logger; or options of ``WandbLogger``: then each fold is a run of
@@ -89,7 +91,7 @@ def cross_validate(
     _check_fresh(make_model, data, callbacks, logger, trainer or {})
     folds = data.folds(k, repeats=repeats, splitter=splitter, include_test=include_test, seed=seed)
     if splitter is not None:
-        repeats = _repeats(folds)
+        repeats = _repeats(folds, splitter, predict=predict)
     shelf = _Shelf(folder, folds, seed) if folder is not None else None
     results: list[FoldResult] = []
     before: Callable[[], LightningModule | None] = lambda: None  # noqa: E731 - a weak reference to nothing
@@ -224,19 +226,20 @@ def _bar(folds: Sequence[Fold], progress: bool) -> Any:
     return Tqdm(folds, desc="folds", unit="fold", disable=not progress or getattr(rank_zero_only, "rank", 0) != 0)
 
 
-def _repeats(folds: Sequence[Fold]) -> int:
-    """Return how often a splitter held every row out, if it did so evenly."""
-    counts: dict[int, int] = {}
-    for fold in folds:
-        for row in fold.val:
-            counts[row] = counts.get(row, 0) + 1
-    times = set(counts.values())
-    if len(times) > 1 or len(folds) % max(times):
+def _repeats(folds: Sequence[Fold], splitter: Any, *, predict: bool) -> int:
+    """Return how often the splitter held every row out, in one block of folds after another; else 1, for scores."""
+    times = Counter(row for fold in folds for row in fold.val)
+    repeats = max(times.values())
+    size = max(1, len(folds) // repeats)
+    blocks = [folds[start : start + size] for start in range(0, len(folds), size)]
+    if all(sorted(row for fold in block for row in fold.val) == sorted(times) for block in blocks):
+        return repeats
+    if predict:
         raise UserInputError(
-            "the splitter must hold every row out equally often, but it holds some out "
-            f"{min(times)} and others {max(times)} times. Use a k-fold splitter, or pass predict=False."
+            "out-of-fold predictions need a splitter that holds every row out exactly once, or once per repeat, but "
+            f"{type(splitter).__name__} does not. Use a k-fold splitter, or pass predict=False to have scores only."
         )
-    return max(times)
+    return 1
 
 
 class _Shelf:

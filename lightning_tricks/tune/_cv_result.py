@@ -38,10 +38,10 @@ class CVResult:
 
     Attributes:
         folds: each fold's result, in order.
-        rows: the rows that were held out once (per repeat), ascending.
+        rows: the rows that were held out, ascending.
         predictions: out-of-fold predictions in the order of ``rows``: a tensor ``(N, ...)``, or a dict of such; with
             repeats ``(repeats, N, ...)``. None if the model cannot predict.
-        repeats: how often every row was held out.
+        repeats: how often every row was held out; 1 if a ``splitter`` did so unevenly.
 
     Example:
         >>> folds = [FoldResult({"val_acc": score}, [i], 1, torch.tensor([i])) for i, score in enumerate((0.8, 0.9))]
@@ -62,7 +62,7 @@ class CVResult:
         """Put the results of all folds together."""
         size = len(folds) // repeats
         groups = [folds[i * size : (i + 1) * size] for i in range(repeats)]
-        rows = sorted(row for fold in groups[0] for row in fold.rows)
+        rows = sorted({row for fold in groups[0] for row in fold.rows})
         return cls(tuple(folds), rows, _in_order(groups), repeats)
 
     @property
