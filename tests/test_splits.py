@@ -160,6 +160,36 @@ def test_equal_times_keep_the_order_of_the_rows():
     assert splits.time_series(200, 4, time=time) == splits.time_series(200, 4)
 
 
+@quick
+@given(
+    st.lists(st.integers(0, 8), min_size=4, max_size=40),
+    st.integers(2, 4),
+    st.integers(0, 3),
+    st.none() | st.integers(1, 9),
+)
+def test_training_rows_are_older_than_the_held_out_block_also_where_times_are_equal(time, k, gap, window):
+    assume(len(time) > k)
+    order = sorted(range(len(time)), key=time.__getitem__)
+    blocks = [[order[i] for i in val] for _, val in TimeSeriesSplit(k).split(order)]
+    older = [[row for row in order if time[row] < time[val[0]]] for val in blocks]
+    past = [rows[: max(0, len(rows) - gap)] for rows in older]
+    if not all(past):
+        with pytest.raises(UserInputError, match=f"with {len(time)} rows of {len(set(time))} different times. Lower"):
+            splits.time_series(len(time), k, time=time, gap=gap, window=window)
+    else:
+        folds = splits.time_series(len(time), k, time=np.array(time), gap=gap, window=window)
+        assert folds == [(rows[-(window or 99) :], val) for rows, val in zip(past, blocks, strict=True)]
+
+
+def test_rows_of_one_day_are_not_trained_on_for_that_day():
+    assert splits.time_series(9, 2, time=["mon"] * 2 + ["tue"] * 3 + ["wed"] * 4) == [
+        ([0, 1], [3, 4, 5]),
+        ([0, 1, 2, 3, 4], [6, 7, 8]),
+    ]
+    with pytest.raises(UserInputError, match="leave no row to train the first fold on, with 9 rows of 2 different"):
+        splits.time_series(9, 2, time=[0] * 5 + [1] * 4)
+
+
 def test_time_series_never_looks_ahead():
     time = np.random.default_rng(0).permutation(40)
     for fold in splits.time_series(40, 4, time=time, gap=2):

@@ -160,19 +160,22 @@ def time_series(
     Args:
         n: number of rows.
         k: number of folds, at least 2; the oldest ``1/(k+1)`` of the rows is only ever trained on.
-        time: one sortable value per row; row order if not given.
-        gap: rows left out between training and validation, at least 0.
-        window: greatest number of training rows (the newest), at least 1; all of the past if not given.
+        time: one sortable value per row; row order if not given. Rows as old as the first of a validation block are
+            left out of the fold's training part.
+        gap: rows left out between those before the validation block's first time and validation, at least 0.
+        window: greatest number of training rows (the newest before the gap), at least 1; all of the past if not given.
 
     Returns:
         ``k`` folds, oldest validation block first.
 
     Raises:
-        UserInputError: if there are too few rows for ``k`` folds and the gap.
+        UserInputError: if there are too few rows, or too few different times, for ``k`` folds and the gap.
 
     Example:
         >>> time_series(6, 2)
         [Fold(train=[0, 1], val=[2, 3]), Fold(train=[0, 1, 2, 3], val=[4, 5])]
+        >>> time_series(6, 2, time=[0, 1, 1, 2, 2, 3])
+        [Fold(train=[0], val=[2, 3]), Fold(train=[0, 1, 2], val=[4, 5])]
     """
     from sklearn.model_selection import TimeSeriesSplit
 
@@ -181,14 +184,20 @@ def time_series(
     if window is not None:
         check_range("window", window, low=1)
     _check_columns(n, time=time)
-    if n // (k + 1) < 1 or n - k * (n // (k + 1)) - gap < 1:
-        raise UserInputError(
-            f"{k} folds in time order with a gap of {gap} leave no row to train the first fold on, with {n} rows. "
-            "Lower k or gap, or add data."
-        )
     order = np.arange(n) if time is None else np.argsort(np.asarray(time), kind="stable")
-    folds = TimeSeriesSplit(n_splits=k, gap=gap, max_train_size=window).split(order)
-    return [Fold(order[train].tolist(), order[val].tolist()) for train, val in folds]
+    times = order if time is None else np.asarray(time)[order]
+    blocks = [val for _, val in TimeSeriesSplit(k).split(order)] if n > k else []
+    ends = [int(np.searchsorted(times, times[val[0]])) - gap for val in blocks]  # first row of that time, less the gap
+    if not ends or ends[0] < 1:
+        raise UserInputError(
+            f"{k} folds in time order with a gap of {gap} leave no row to train the first fold on, with {n} rows of "
+            f"{len(np.unique(times))} different times. Lower k or gap, use finer times, or add data."
+        )
+    starts = [0 if window is None else max(0, end - window) for end in ends]
+    return [
+        Fold(order[start:end].tolist(), order[val].tolist())
+        for start, end, val in zip(starts, ends, blocks, strict=True)
+    ]
 
 
 def from_sklearn(splitter: Any, n: int, *, labels: Values | None = None, groups: Values | None = None) -> list[Fold]:
