@@ -7,7 +7,7 @@ import pytest
 from helpers import run_ranks
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from sklearn.model_selection import KFold, StratifiedKFold, TimeSeriesSplit
+from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold, TimeSeriesSplit
 
 from lightning_tricks._base import UserInputError
 from lightning_tricks.data import splits
@@ -59,6 +59,37 @@ def test_small_groups_fill_the_parts_as_asked_by_a_seed(stratify):
     ]
     assert drawn[0] == drawn[1]
     assert drawn[0] != drawn[2] != drawn[3] != drawn[0], "the seed counts beyond its last bits"
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=3), st.integers(0, 5))
+def test_parts_by_class_and_group_are_as_large_as_asked(weights, seed):
+    shares = [weight / sum(weights) for weight in weights]
+    groups = np.random.default_rng(seed).integers(0, 150, 600)
+    labels = np.where(np.arange(600) < 6, 2, np.arange(600) % 2)  # one class is rare: scikit-learn would warn
+    parts = splits.holdout(600, shares, groups=groups, stratify=labels, seed=seed)
+    assert sorted(row for part in parts for row in part) == list(range(600))
+    for part, share in zip(parts, shares, strict=True):
+        assert len(part) / 600 == pytest.approx(share, abs=0.03)
+        assert (labels[part] == 1).sum() / (labels == 1).sum() == pytest.approx(share, abs=0.04)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.25, 0.2, 0.1, 0.05, 0.04, 1 / 3])
+def test_one_kth_by_class_and_group_is_one_fold_of_scikit_learns(share):
+    groups, labels = np.arange(400) // 4, np.arange(400) % 3
+    names = splits._renamed(groups, 7)
+    train, val = next(StratifiedGroupKFold(round(1 / share)).split(groups, labels, names))
+    assert splits.holdout(400, (1 - share, share), groups=groups, stratify=labels, seed=7) == [
+        train.tolist(),
+        val.tolist(),
+    ]
+
+
+def test_few_groups_give_the_nearest_part_that_they_can():
+    groups = np.repeat(np.arange(4), 10)
+    for share, nearest in ((0.9, 30), (0.7, 30), (0.4, 20), (0.1, 10)):
+        parts = splits.holdout(40, (1 - share, share), groups=groups, stratify=np.arange(40) % 2)
+        assert [len(part) for part in parts] == [40 - nearest, nearest]
 
 
 @quick

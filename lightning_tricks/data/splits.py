@@ -13,6 +13,7 @@ Example:
 """
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ import numpy.typing as npt
 
 from lightning_tricks._base import UserInputError, check_range
 
+FINEST = 20  # folds for a share that is not 1/k: more take longer, and hold fewer groups each
 Values = Sequence[Any] | npt.NDArray[Any]
 
 
@@ -313,7 +315,7 @@ def _cut(
     rows: npt.NDArray[Any], share: float, classes: npt.NDArray[Any] | None, groups: npt.NDArray[Any] | None, seed: int
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Return the positions to keep and those (a ``share``) to cut off."""
-    from sklearn.model_selection import GroupShuffleSplit, StratifiedGroupKFold, train_test_split
+    from sklearn.model_selection import GroupShuffleSplit, train_test_split
 
     seed %= 2**32  # what NumPy takes
     try:
@@ -322,9 +324,8 @@ def _cut(
             kept, cut = train_test_split(positions, test_size=share, stratify=classes, random_state=seed)
         elif classes is None:
             kept, cut = next(GroupShuffleSplit(1, test_size=share, random_state=seed).split(rows, None, groups))
-        else:  # one fold of about the right size is a stratified cut that keeps groups whole
-            folds = StratifiedGroupKFold(max(2, round(1 / share)))
-            kept, cut = next(folds.split(rows, classes, _renamed(groups, seed)))
+        else:
+            kept, cut = _cut_by_class_and_group(share, classes, _renamed(groups, seed))
     except ValueError as error:
         raise UserInputError(
             f"{len(rows)} rows cannot give up a part of {share:.0%} as asked: {error} Change the fractions or add data."
@@ -332,6 +333,38 @@ def _cut(
     if not len(kept) or not len(cut):
         raise UserInputError(f"a part of {share:.0%} of {len(rows)} rows would be empty. Add data or groups.")
     return kept, cut
+
+
+def _cut_by_class_and_group(
+    share: float, classes: npt.NDArray[Any], groups: npt.NDArray[Any]
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return the positions outside and inside of some stratified folds: of one if the share is about ``1/k``."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    names, codes, sizes = np.unique(classes, return_inverse=True, return_counts=True)
+    most = min(max(FINEST, round(1 / share)), len(np.unique(groups)), int(sizes.max()))  # folds that scikit-learn makes
+    wanted, k = _nearest_ratio(share, most)
+    with warnings.catch_warnings():  # of a rare class there is none in some folds, but some in a part of several
+        warnings.filterwarnings("ignore", "The least populated class in y", UserWarning)
+        folds = [fold for _, fold in StratifiedGroupKFold(k).split(classes, codes, groups)]
+    chosen = np.arange(1)
+    if wanted > 1:  # neighbouring folds whose number of rows, of each class and of all, comes nearest to the share
+        of_class = [np.bincount(codes[fold], minlength=len(names)) / sizes for fold in folds]
+        parts = np.column_stack([of_class, [len(fold) / len(codes) for fold in folds]])  # (k, C + 1)
+        runs = [np.arange(start, start + length) % k for length in range(1, k) for start in range(k)]
+        chosen = min(runs, key=lambda run: float(np.abs(parts[run].sum(axis=0) - share).mean()))
+    cut = np.sort(np.concatenate([folds[i] for i in chosen]))
+    return np.setdiff1d(np.arange(len(codes)), cut), cut
+
+
+def _nearest_ratio(share: float, most: int) -> tuple[int, int]:
+    """Return the ``p`` and ``q``, at most ``most``, whose ratio within (0, 1) is nearest to the share."""
+
+    def numerator(q: int) -> int:
+        return min(max(round(share * q), 1), q - 1)
+
+    nearest = min(range(2, max(2, most) + 1), key=lambda q: abs(numerator(q) / q - share))
+    return numerator(nearest), nearest
 
 
 def _by_time(time: npt.NDArray[Any], shares: Sequence[float]) -> list[list[int]]:
