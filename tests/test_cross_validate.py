@@ -188,6 +188,13 @@ class Killed(BaseException):
     """As a signal: no handler saves anything."""
 
 
+def test_folds_kept_without_predictions_are_trained_again_for_them(tmp_path):
+    whole = run(classifier, table(), k=2)
+    assert run(classifier, table(), k=2, predict=False, folder=tmp_path).predictions is None
+    assert torch.equal(run(classifier, table(), k=2, folder=tmp_path).predictions, whole.predictions)
+    assert run(classifier, table(), k=2, predict=False, folder=tmp_path).predictions is None
+
+
 def test_a_killed_run_goes_on_with_the_next_fold(tmp_path):
     whole = run(classifier, table(), k=3)
     made = []

@@ -4,6 +4,7 @@ import gc
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def cross_validate(
     results: list[FoldResult] = []
     before: Callable[[], LightningModule | None] = lambda: None  # noqa: E731 - a weak reference to nothing
     for i, fold in enumerate(_bar(folds, progress)):
-        result = shelf.take(i) if shelf is not None else None
+        result = shelf.take(i, predict=predict) if shelf is not None else None
         if result is None:
             with isolated_rng(seed=derive_seed(seed, "fold", i)):
                 model = _checked_model(make_model(), before(), predict=predict)
@@ -254,8 +255,8 @@ class _Shelf:
     def _file(self, i: int) -> Path:
         return self.folder / f"fold-{i}.pt"
 
-    def take(self, i: int) -> FoldResult | None:
-        """Return a finished fold, or None."""
+    def take(self, i: int, *, predict: bool) -> FoldResult | None:
+        """Return a finished fold, or None, also if it lacks the predictions that are asked for now."""
         if not self._file(i).exists():
             return None
         kept = torch.load(self._file(i), weights_only=True)
@@ -264,7 +265,10 @@ class _Shelf:
                 f"{self.folder} holds the folds of another cross-validation (other data, k, splitter or seed). Give "
                 "another folder, or delete it."
             )
-        return FoldResult(**kept)
+        found = FoldResult(**kept)
+        if not predict:
+            return replace(found, predictions=None)
+        return None if found.predictions is None else found
 
     def put(self, i: int, result: FoldResult) -> None:
         """Keep a finished fold."""
