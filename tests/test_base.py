@@ -137,10 +137,13 @@ def test_mode_from_the_name(monitor, mode):
     assert infer_mode(monitor) == mode
 
 
-def test_a_name_that_says_nothing_is_asked_about_once():
-    with pytest.warns(UserWarning, match="'anything' does not tell whether smaller or larger is better"):
+def test_the_log_tells_of_a_name_that_says_nothing(caplog):
+    with caplog.at_level("INFO"):
+        assert infer_mode("val_loss") == "min"
+        assert infer_mode("anything", "max") == "max"
+        assert not caplog.records
         assert infer_mode("anything") == "min"
-    assert infer_mode("anything", "max") == "max"
+    assert "'anything' does not tell whether smaller or larger is better" in caplog.text
 
 
 def test_an_inner_import_error_is_not_mistaken_for_a_missing_extra(tmp_path, monkeypatch):

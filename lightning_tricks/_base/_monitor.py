@@ -5,9 +5,10 @@ from difflib import get_close_matches
 from typing import Literal
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lightning_tricks._base._messages import UserInputError, warn_once
+from lightning_tricks._base._messages import UserInputError
 
 # Words of metrics that shrink when the model gets better; they win over those that grow ("iou_loss").
 _SMALLER = """
@@ -76,7 +77,7 @@ def check_monitor_early(trainer: Trainer, monitor: str, *, who: str) -> None:
 def infer_mode(monitor: str, mode: Literal["auto", "min", "max"] = "auto") -> Literal["min", "max"]:
     """Tell whether smaller or larger is better, from the words of the name unless said.
 
-    A name that says nothing is taken for a loss, with a warning.
+    A name that says nothing is taken for a loss, which the log tells.
 
     Example:
         >>> infer_mode("val_loss"), infer_mode("val_acc"), infer_mode("val_acc", "min")
@@ -94,8 +95,8 @@ def infer_mode(monitor: str, mode: Literal["auto", "min", "max"] = "auto") -> Li
         if words & _NEGATED and not (losses and gains - {"score"}):
             is_loss = not is_loss
         return "min" if is_loss else "max"
-    warn_once(
-        f"the name {monitor!r} does not tell whether smaller or larger is better; smaller is taken to be. "
-        "Say mode='min' or mode='max'."
+    rank_zero_info(
+        f"The name {monitor!r} does not tell whether smaller or larger is better; smaller is taken to be. "
+        "Say mode='min' or mode='max' to be sure."
     )
     return "min"
