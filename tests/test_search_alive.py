@@ -297,7 +297,7 @@ def fake(tmp_path, monkeypatch):
         return runner(study, SPACE, chosen, pool, prune=False, progress=False, **options)
 
     monkeypatch.setattr("lightning_tricks.tune._runner.pause", lambda runs: None)
-    monkeypatch.setattr("lightning_tricks.tune._stack_runner.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("lightning_tricks.tune._stack_runner.pause", lambda runs: None)
     return make, begun
 
 
