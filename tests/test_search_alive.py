@@ -379,7 +379,7 @@ def test_a_search_in_stacks_waits_for_what_others_train(fake, monkeypatch):
     search = make(StackRunner, choose("tpe", SPACE, trials=1, seed=0))
     other = search.study.ask({"lr": optuna.distributions.FloatDistribution(1e-3, 1.0, log=True)})
     other.set_user_attr(WORKER, this_worker())
-    monkeypatch.setattr("lightning_tricks.tune._stack_runner.time.sleep", lambda seconds: search.study.tell(other, 0.5))
+    monkeypatch.setattr("lightning_tricks.tune._stack_runner.pause", lambda runs: search.study.tell(other, 0.5))
     search.run()
     assert begun == []
     assert [t.value for t in search.study.trials] == [0.5]
