@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -232,6 +233,38 @@ def test_interval_metrics():
     assert u.IntervalCoverage()(low, high, y * math.nan).isnan()
     with pytest.raises(UserInputError, match="swapped"):
         u.IntervalCoverage().update(high, low, y)
+
+
+MEAN, COLUMN, SPREAD = torch.rand(20), torch.rand(20, 1), torch.ones(20)
+PASSES = torch.rand(4, 20)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: u.SpreadScaling.fit(COLUMN, SPREAD[:, None], MEAN),
+        lambda: u.SpreadScaling.fit(MEAN, SPREAD[:, None], MEAN),
+        lambda: u.ConformalInterval.fit(COLUMN, MEAN),
+        lambda: u.ConformalInterval.fit(MEAN, MEAN, std=SPREAD[:, None]),
+        lambda: u.ConformalInterval(0.9, 1.0)(MEAN, SPREAD[:, None]),
+        lambda: u.ConformalSet.fit(torch.full((20, 2), 0.5), torch.zeros(15).long()),
+        lambda: u.mixture_log_likelihood(PASSES[..., None], MEAN, tau=1.0),
+        lambda: u.mixture_log_likelihood(PASSES, MEAN, log_variance=PASSES[..., None]),
+        lambda: u.mixture_log_likelihood(PASSES, MEAN, tau=SPREAD[:, None]),
+        lambda: u.crps(PASSES[..., None], MEAN),
+        lambda: u.crps(PASSES, MEAN, tau=SPREAD[:, None]),
+        lambda: u.decompose_variance(PASSES, log_variance=PASSES[..., None]),
+        lambda: u.predictive_quantile(PASSES, 0.5, tau=SPREAD[:, None]),
+        lambda: u.inside_interval(COLUMN, COLUMN, MEAN),
+        lambda: u.IntervalCoverage().update(COLUMN, COLUMN, MEAN),
+        lambda: u.IntervalWidth().update(MEAN, COLUMN),
+    ],
+)
+def test_nothing_is_broadcast_without_a_word(call, monkeypatch):
+    """Every number against every other, of which N of N² pairs are meant."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no checker of shapes
+    with pytest.raises(UserInputError, match=r"shape.*, but got|classes \(N,\), but got"):
+        call()
 
 
 # ---------------------------------------------------------------- policy, input, processes

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lightning_tricks._base import UserInputError, check_choice, check_range
-from lightning_tricks.uncertainty._measures import as_float, check_probabilities
+from lightning_tricks.uncertainty._measures import as_float, check_probabilities, check_shape
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -111,8 +111,11 @@ class SpreadScaling:
             target: observed values.
 
         Raises:
-            UserInputError: if there is no row, a deviation is not above 0, or every prediction is exactly right.
+            UserInputError: if the shapes differ, there is no row, a deviation is not above 0, or every prediction is
+                exactly right.
         """
+        check_shape("std", std, mean.shape)
+        check_shape("target", target, mean.shape)
         if not target.numel() or not bool((std > 0).all()):
             raise UserInputError("expected at least one row, and standard deviations above 0 without NaN.")
         return cls(((target - mean) / std).detach().cpu().double().square().mean().sqrt().item())
@@ -162,8 +165,12 @@ class ConformalInterval:
             level: share to cover, above 0 and below 1.
 
         Raises:
-            UserInputError: if ``level`` is out of its range, the rows are too few for it, or a value is NaN.
+            UserInputError: if the shapes differ, ``level`` is out of its range, the rows are too few for it, or a value
+                is NaN.
         """
+        check_shape("target", target, mean.shape)
+        if std is not None:
+            check_shape("std", std, mean.shape)
         distance = (target - mean).abs()
         return cls(level, _conformal_radius(distance if std is None else distance / std, level))
 
@@ -171,7 +178,10 @@ class ConformalInterval:
         self, mean: Float[Tensor, "*shape"], std: Float[Tensor, "*shape"] | None = None
     ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
         """Return lower and upper ends; give ``std`` exactly if ``fit`` was given it."""
-        reach = self.radius if std is None else self.radius * std
+        if std is None:
+            return mean - self.radius, mean + self.radius
+        check_shape("std", std, mean.shape)
+        reach = self.radius * std
         return mean - reach, mean + reach
 
 
@@ -220,10 +230,15 @@ class ConformalSet:
             score: see the class.
 
         Raises:
-            UserInputError: if an option is out of its range, the rows are too few for the level, or the values are no
-                probabilities.
+            UserInputError: if an option is out of its range, there is not one class per row, the rows are too few for
+                the level, or the values are no probabilities.
         """
         check_choice("score", score, ["threshold", "cumulative"])
+        if probs.ndim != 2 or target.shape != probs.shape[:1]:
+            raise UserInputError(
+                f"expected probabilities (N, C) and classes (N,), but got {tuple(probs.shape)} and "
+                f"{tuple(target.shape)}."
+            )
         check_probabilities(probs)
         scores = _set_scores(probs, score).gather(1, target.unsqueeze(1))
         return cls(level, _conformal_radius(scores, level), score)

@@ -6,6 +6,7 @@ multilabel tasks). Entropies are in nats. NaN in, NaN out, for that row alone.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -207,6 +208,15 @@ def check_probabilities(probs: Tensor) -> None:
         raise UserInputError(
             "expected probabilities between 0 and 1, but got values from "
             f"{probs.min().item():.4g} to {probs.max().item():.4g}. Apply softmax (classes) or sigmoid (yes/no) first."
+        )
+
+
+def check_shape(what: str, values: Tensor, shape: Sequence[int]) -> None:
+    """Refuse what would be broadcast, such as targets ``(N,)`` against predictions ``(N, 1)``: N² wrong pairs."""
+    if tuple(values.shape) != tuple(shape):
+        raise UserInputError(
+            f"{what} must have the predictions' shape {tuple(shape)}, but got {tuple(values.shape)}. The two would be "
+            "broadcast against each other: bring them to one shape first."
         )
 
 

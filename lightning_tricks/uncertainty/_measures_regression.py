@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_tricks._base import UserInputError, check_range
-from lightning_tricks.uncertainty._measures import as_float
+from lightning_tricks.uncertainty._measures import as_float, check_shape
 
 
 def mixture_log_likelihood(
@@ -35,7 +35,8 @@ def mixture_log_likelihood(
         One log-density per observation: the shape of ``target`` less its last ``event_dims`` axes.
 
     Raises:
-        UserInputError: if not exactly one of ``tau`` and ``log_variance`` is given, or ``event_dims`` does not fit.
+        UserInputError: if the shapes do not fit, not exactly one of ``tau`` and ``log_variance`` is given, or
+            ``event_dims`` is out of its range.
 
     Example:
         >>> mixture_log_likelihood(torch.zeros(5, 1), torch.zeros(1), tau=1.0)
@@ -46,6 +47,8 @@ def mixture_log_likelihood(
     """
     if (tau is None) == (log_variance is None):
         raise UserInputError("expected exactly one of tau and log_variance, but got both or neither.")
+    check_shape("target", target, samples.shape[1:])
+    check_noise(samples, tau, log_variance)
     check_range("event_dims", event_dims, low=0, high=target.ndim)
     if log_variance is None:
         precision = torch.as_tensor(tau, dtype=samples.dtype, device=samples.device)
@@ -76,7 +79,7 @@ def decompose_variance(
         given). ``total``: their sum.
 
     Raises:
-        UserInputError: if both noises are given, or there is one pass only.
+        UserInputError: if both noises are given or do not fit, or there is one pass only.
 
     Example:
         >>> decompose_variance(torch.tensor([[1.0], [3.0]]), tau=4.0)
@@ -89,6 +92,7 @@ def decompose_variance(
         raise UserInputError(f"expected at least 2 stochastic passes along the first axis, but got {len(samples)}.")
     if tau is not None and log_variance is not None:
         raise UserInputError("expected one of tau and log_variance, but got both.")
+    check_noise(samples, tau, log_variance)
     samples = as_float(samples)
     epistemic = (samples - samples[0]).var(dim=0)  # differences first: exact where the values are large and close
     aleatoric = torch.zeros_like(epistemic)
@@ -118,7 +122,7 @@ def predictive_quantile(
         The quantile, in the unit of the target; for a mixture solved by bisection.
 
     Raises:
-        UserInputError: if both noises are given or ``level`` is out of its range.
+        UserInputError: if both noises are given or do not fit, or ``level`` is out of its range.
 
     Example:
         >>> predictive_quantile(torch.zeros(8, 1), 0.975, tau=1.0)
@@ -127,6 +131,7 @@ def predictive_quantile(
     check_range("level", level, low=0, high=1, open_low=True, open_high=True)
     if tau is not None and log_variance is not None:
         raise UserInputError("expected one of tau and log_variance, but got both.")
+    check_noise(samples, tau, log_variance)
     samples = as_float(samples)
     if tau is None and log_variance is None:
         return samples.quantile(level, dim=0)
@@ -143,3 +148,12 @@ def predictive_quantile(
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     quantile: Tensor = low + (high - low) / 2
     return quantile
+
+
+def check_noise(samples: Tensor, tau: float | Tensor | None, log_variance: Tensor | None) -> None:
+    """Refuse noise that would give the samples another shape."""
+    if log_variance is not None:
+        check_shape("log_variance", log_variance, samples.shape)
+    if isinstance(tau, Tensor):
+        shape = samples.shape[1:]
+        check_shape("tau, broadcast to them,", tau + tau.new_zeros(shape), shape)

@@ -15,7 +15,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from lightning_tricks._base import UserInputError, check_range
 from lightning_tricks.uncertainty import _metrics_selective as selective
-from lightning_tricks.uncertainty._measures import as_float, check_probabilities
+from lightning_tricks.uncertainty._measures import as_float, check_probabilities, check_shape
 from lightning_tricks.uncertainty._metrics_calibration import expected_calibration_error
 from lightning_tricks.uncertainty._metrics_regression import inside_interval
 
@@ -281,7 +281,8 @@ class IntervalWidth(_MeanOverRows):
     is_differentiable = False
 
     def update(self, low: Tensor, high: Tensor) -> None:
-        """Add intervals."""
+        """Add intervals, their ends of one shape."""
+        check_shape("high", high, low.shape)
         self._add(high - low)
 
 

@@ -7,7 +7,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lightning_tricks._base import UserInputError
-from lightning_tricks.uncertainty._measures import as_float
+from lightning_tricks.uncertainty._measures import as_float, check_shape
+from lightning_tricks.uncertainty._measures_regression import check_noise
 
 
 def inside_interval(
@@ -21,12 +22,14 @@ def inside_interval(
         target: observed values.
 
     Raises:
-        UserInputError: if an upper end lies below its lower end.
+        UserInputError: if the shapes differ or an upper end lies below its lower end.
 
     Example:
         >>> inside_interval(torch.tensor([0.0]), torch.tensor([1.0]), torch.tensor([0.5]))
         tensor([True])
     """
+    check_shape("high", high, low.shape)
+    check_shape("target", target, low.shape)
     if bool((high < low).any()):
         raise UserInputError("an interval's upper end lies below its lower end. Were low and high swapped?")
     return (low <= target) & (target <= high)
@@ -53,7 +56,7 @@ def crps(
         log_variance: natural logarithm of each pass's predicted noise variance.
 
     Raises:
-        UserInputError: if both noises are given.
+        UserInputError: if both noises are given, or the shapes do not fit.
 
     Example:
         >>> crps(torch.tensor([[0.0], [2.0]]), torch.tensor([1.0]))
@@ -64,6 +67,8 @@ def crps(
     """
     if tau is not None and log_variance is not None:
         raise UserInputError("expected one of tau and log_variance, but got both.")
+    check_shape("target", target, samples.shape[1:])
+    check_noise(samples, tau, log_variance)
     samples = as_float(samples)
     if tau is None and log_variance is None:
         return (samples - target).abs().mean(dim=0) - _half_mean_difference(samples)
