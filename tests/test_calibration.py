@@ -196,6 +196,10 @@ def test_nine_tenths_and_the_smallest_sets_unless_asked():
     assert u.ConformalSet(0.9, 18 / 32) == conformal
 
 
+ONE_NAN = torch.cat([torch.full((8, 2), 0.5), torch.full((1, 2), math.nan)])
+ONE_LEFT_OUT = torch.tensor([0] * 8 + [-100])
+
+
 def test_a_tiny_level_takes_the_nearest_row_and_none_is_refused():
     probs, target = torch.tensor([[0.75, 0.25]] * 3), torch.tensor([0, 1, 1])
     assert u.ConformalInterval.fit(torch.zeros(3), torch.tensor([3.0, 1.0, 2.0]), level=0.01).radius == 1
@@ -218,6 +222,13 @@ def test_a_tiny_level_takes_the_nearest_row_and_none_is_refused():
         (lambda: u.TemperatureScaling(0.0), "temperature must be in"),
         (lambda: u.TemperatureScaling.fit(torch.rand(0, 3), torch.zeros(0).long()), "N at least 1"),
         (lambda: u.TemperatureScaling.fit(torch.rand(5, 3), torch.zeros(4).long()), r"\(N, C\) or \(S, N, C\)"),
+        (lambda: u.TemperatureScaling.fit(ONE_NAN, torch.zeros(9).long()), "probabilities must not hold NaN"),
+        (
+            lambda: u.TemperatureScaling.fit(torch.full((9, 2), 0.5), ONE_LEFT_OUT),
+            "from 0 to 1, but got .* from -100 to 0",
+        ),
+        (lambda: u.ConformalSet.fit(ONE_NAN, torch.zeros(9).long(), level=0.5), "probabilities must not hold NaN"),
+        (lambda: u.ConformalSet.fit(torch.full((9, 2), 0.5), ONE_LEFT_OUT), "from 0 to 1, but got .* from -100 to 0"),
         (lambda: u.SpreadScaling.fit(torch.rand(3), torch.zeros(3), torch.rand(3)), "deviations above 0"),
         (lambda: u.SpreadScaling.fit(torch.ones(3), torch.ones(3), torch.ones(3)), "factor must be in"),
     ],

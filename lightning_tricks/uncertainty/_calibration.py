@@ -53,14 +53,14 @@ class TemperatureScaling:
             high: highest one.
 
         Raises:
-            UserInputError: if the shapes do not fit, there is no row, or the values are no probabilities.
+            UserInputError: if the shapes do not fit, there is no row, or the values are no probabilities or classes.
         """
         if probs.ndim not in (2, 3) or target.shape != probs.shape[-2:-1] or not target.numel():
             raise UserInputError(
                 "expected probabilities (N, C) or (S, N, C) and classes (N,), N at least 1, but got "
                 f"{tuple(probs.shape)} and {tuple(target.shape)}."
             )
-        check_probabilities(probs)
+        _check_answers(probs, target)
         probs, target = probs.detach().cpu().double(), target.cpu()  # Apple's GPUs have no double precision
 
         def loss(log_temperature: float) -> float:
@@ -231,7 +231,7 @@ class ConformalSet:
 
         Raises:
             UserInputError: if an option is out of its range, there is not one class per row, the rows are too few for
-                the level, or the values are no probabilities.
+                the level, or the values are no probabilities or classes.
         """
         check_choice("score", score, ["threshold", "cumulative"])
         if probs.ndim != 2 or target.shape != probs.shape[:1]:
@@ -239,13 +239,25 @@ class ConformalSet:
                 f"expected probabilities (N, C) and classes (N,), but got {tuple(probs.shape)} and "
                 f"{tuple(target.shape)}."
             )
-        check_probabilities(probs)
+        _check_answers(probs, target)
         scores = _set_scores(probs, score).gather(1, target.unsqueeze(1))
         return cls(level, _conformal_radius(scores, level), score)
 
     def __call__(self, probs: Float[Tensor, "N C"]) -> Bool[Tensor, "N C"]:
         """Return which classes belong to each row's set."""
         return _set_scores(probs, self.score) <= self.threshold
+
+
+def _check_answers(probs: Tensor, target: Tensor) -> None:
+    check_probabilities(probs)
+    if bool(probs.isnan().any()):
+        raise UserInputError("calibration probabilities must not hold NaN. Leave such rows out.")
+    classes = probs.shape[-1]
+    if bool(((target < 0) | (target >= classes)).any()):
+        raise UserInputError(
+            f"calibration targets must be classes from 0 to {classes - 1}, but got values from {target.min().item()} "
+            f"to {target.max().item()}. Leave rows without a target out."
+        )
 
 
 def _set_scores(probs: Tensor, score: str) -> Tensor:
