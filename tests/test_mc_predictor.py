@@ -292,6 +292,16 @@ def test_validate_and_regression_metrics():
         quiet_trainer().test(MCDropoutPredictor(model, samples=5), DataLoader(X, batch_size=4), verbose=False)
 
 
+def test_a_target_that_is_nan_is_told_by_nan():
+    net = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 1))
+    y = X[:, :1].clone()
+    y[7] = float("nan")
+    predictor = MCDropoutPredictor(net, samples=5, task="regression", tau=1.0)
+    (scores,) = quiet_trainer().test(predictor, DataLoader(TensorDataset(X, y), 4), verbose=False)
+    assert len(scores) == 6
+    assert all(np.isnan(score) for score in scores.values())
+
+
 def test_the_models_own_checkpoint_loads(tmp_path):
     trained = classifier()
     trainer = quiet_trainer(max_epochs=1)

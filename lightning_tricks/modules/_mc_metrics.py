@@ -102,7 +102,8 @@ class OffAndOn(nn.Module):
 
 def _metrics(task: Task) -> dict[str, nn.Module]:
     if task == "regression":
-        return {"rmse": MeanSquaredError(squared=False), "nll": MeanMetric(), "coverage90": IntervalCoverage()}
+        nll = MeanMetric(nan_strategy="disable")  # its default drops NaN and gives the mean of the rest
+        return {"rmse": MeanSquaredError(squared=False), "nll": nll, "coverage90": IntervalCoverage()}
     return {"nll": NegativeLogLikelihood(), "brier": BrierScore(), "answers": KeptAnswers()}
 
 

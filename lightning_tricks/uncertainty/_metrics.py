@@ -2,7 +2,7 @@
 
 What torchmetrics has is used as it is: ``CalibrationError`` (bins of equal width), ``MeanMetric`` over
 :func:`mixture_log_likelihood` or :func:`crps`, ``ContinuousRankedProbabilityScore``. A NaN among the rows makes the
-result NaN; it does not stop a run.
+result NaN; it does not stop a run. (``MeanMetric`` drops NaN unless it is told ``nan_strategy="disable"``.)
 """
 
 from abc import ABC, abstractmethod
@@ -143,7 +143,7 @@ class NegativeLogLikelihood(_MeanOverRows):
 
     ``update(probs, target)`` as in :class:`AdaptiveCalibrationError`. Probabilities below single precision's epsilon
     (1.2e-7) count as that much, so one sure mistake costs 15.9 nats and not infinity. For numbers take
-    ``torchmetrics.MeanMetric`` over :func:`mixture_log_likelihood`.
+    ``torchmetrics.MeanMetric(nan_strategy="disable")`` over :func:`mixture_log_likelihood`.
 
     Example:
         >>> metric = NegativeLogLikelihood()
