@@ -69,6 +69,19 @@ def test_every_answer_lands_in_one_bin(n, bins, binning):
         assert groups.count.max() - groups.count.min() <= 1
 
 
+@given(n=st.integers(1, 50), levels=st.sampled_from([None, 1, 3, 10]), seed=st.integers(0, 50))
+@settings(max_examples=40, deadline=None)
+def test_order_of_answers_does_not_matter_to_the_bins(n, levels, seed):
+    confidence, error = ranked(n, levels, seed)
+    shuffle = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    for binning in ("width", "count"):
+        one = u.calibration_bins(confidence, ~error, bins=4, binning=binning)
+        other = u.calibration_bins(confidence[shuffle], ~error[shuffle], bins=4, binning=binning)
+        torch.testing.assert_close(other.accuracy, one.accuracy, equal_nan=True)
+        torch.testing.assert_close(other.confidence, one.confidence, equal_nan=True)
+        assert torch.equal(other.count, one.count)
+
+
 @pytest.mark.parametrize("edge", [0.0, 0.2, 1.0])
 def test_confidence_on_an_edge_belongs_to_the_bin_below(edge):
     groups = u.calibration_bins(torch.tensor([edge]), torch.tensor([True]), bins=5)

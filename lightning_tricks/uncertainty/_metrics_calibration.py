@@ -41,7 +41,8 @@ def calibration_bins(
         correct: whether it was right.
         bins: how many groups, at least 1.
         binning: ``"width"``: equal steps of confidence, each bin without its lower end, as Guo et al.;
-            ``"count"``: equally many answers in each (adaptive).
+            ``"count"``: equally many answers in each (adaptive); where a cut parts equal confidences, both sides get
+            their mean accuracy, so nothing depends on the order of the rows.
 
     Raises:
         UserInputError: if there is nothing to group, or an option or a confidence is out of its range.
@@ -63,10 +64,12 @@ def calibration_bins(
         group = (torch.bucketize(confidence, edges) - 1).clamp(0, bins - 1)
     else:
         ordered, order = confidence.sort()
+        tie = (ordered.diff(prepend=ordered[:1]) != 0).cumsum(0)
+        right = (torch.bincount(tie, weights=right[order].double()) / torch.bincount(tie))[tie]
         cuts = torch.arange(bins + 1) * len(confidence) // bins
-        group = torch.empty_like(order)
-        group[order] = torch.bucketize(torch.arange(len(order)), cuts[1:-1], right=True)
+        group = torch.bucketize(torch.arange(len(order)), cuts[1:-1], right=True)
         edges = torch.cat([ordered[cuts[:-1].clamp_max(len(ordered) - 1)], ordered[-1:]])
+        confidence = ordered
     return _grouped(edges, group, confidence, right)
 
 
