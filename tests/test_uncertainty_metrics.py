@@ -163,6 +163,14 @@ def test_order_of_rows_does_not_matter(n, levels, seed):
     assert u.excess_aurc(confidence, error) >= -1e-6
 
 
+def test_the_oracle_knows_losses_to_their_last_digit():
+    loss = torch.rand(50)
+    trust = torch.randint(5, (50,))  # whole numbers, whose type holds no loss
+    torch.testing.assert_close(u.excess_aurc(trust, loss), u.excess_aurc(trust.float(), loss))
+    assert u.excess_aurc(-loss, loss) == 0
+    assert u.excess_aurc(-loss.argsort().argsort(), loss) == 0
+
+
 def test_augrc_is_made_of_accuracy_and_auroc():
     # Traub et al. (2024), equation 8, in its exact finite form: pairs of a right and a wrong answer in the wrong order,
     # plus every wrong answer with those wrong ones at or before it.

@@ -5,13 +5,13 @@ depends on how rows are sorted or spread over processes. The arguments are the s
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
 from lightning_tricks._base import UserInputError, check_range
 
-Confidence = Float[Tensor, "*shape"]
+Confidence = Float[Tensor, "*shape"] | Int[Tensor, "*shape"]
 Mistakes = Bool[Tensor, "*shape"] | Float[Tensor, "*shape"]
 Area = Float[Tensor, ""]
 
@@ -66,7 +66,8 @@ def excess_aurc(confidence: Confidence, error: Mistakes) -> Area:
     Reference:
         Geifman, Uziel & El-Yaniv, "Bias-reduced uncertainty estimation for deep neural classifiers" (2019), section 3.
     """
-    return aurc(confidence, error) - aurc(-error.to(confidence.dtype), error)
+    oracle = -error if error.is_floating_point() else -error.float()
+    return aurc(confidence, error) - aurc(oracle, error)
 
 
 def augrc(confidence: Confidence, error: Mistakes) -> Area:
