@@ -28,6 +28,7 @@ from lightning_tricks.uncertainty import (
     AURC,
     AdaptiveCalibrationError,
     BrierScore,
+    TemperatureScaling,
     UncertaintyAUROC,
     predictive_entropy,
 )
@@ -411,6 +412,22 @@ def test_temperature_is_fitted_and_applied():
     assert out["set"].gather(1, labels[:, None]).float().mean() >= 0.9
     with pytest.raises(UserInputError, match="calibrate is for multiclass logits"):
         MCDropoutPredictor(model, task="multilabel", samples=5).calibrate([])
+
+
+def test_calibration_leaves_out_what_has_no_target():
+    x, model = torch.randn(60, 6), classifier().eval()
+    y = torch.arange(60) % 3
+    some = y.clone()
+    some[::4] = -100
+    known = some >= 0
+    predictor = MCDropoutPredictor(model, samples=5)
+    calibration = predictor.calibrate(DataLoader(TensorDataset(x, some), batch_size=25))
+    probs = mc_forward(model, x, samples=5, seed=0).softmax(-1)[:, known]
+    assert calibration.temperature == pytest.approx(TemperatureScaling.fit(probs, y[known]).temperature, rel=1e-3)
+    with pytest.raises(UserInputError, match="the loader gave no batch"):
+        predictor.calibrate([])
+    with pytest.raises(UserInputError, match="classes from 0 to 2, but got 3"):
+        predictor.calibrate([(x, y + 1)])
 
 
 def dropping(width):

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from lightning_tricks._base import UserInputError
 from lightning_tricks.modules._mc_batches import Task
+from lightning_tricks.modules._mc_metrics import fitting, told
 from lightning_tricks.uncertainty import ConformalInterval, ConformalSet, TemperatureScaling
 
 
@@ -23,13 +24,18 @@ class Calibration:
 
     @classmethod
     def fit(cls, task: Task, summary: dict[str, Tensor], target: Tensor, *, level: float) -> "Calibration":
-        """Fit on the summaries of held-out rows; for classes they hold the ``samples``, ``(N, S, C)``."""
+        """Fit on the summaries of held-out rows; for classes they hold the ``samples``, ``(N, S, C)``.
+
+        Rows whose class is below zero are left out, as in a test.
+        """
         if task == "regression":
             target = target.reshape(summary["mean"].shape).to(summary["mean"].dtype)
             return cls(1.0, ConformalInterval.fit(summary["mean"], target, std=_spread(summary), level=level))
-        probs = summary["samples"].movedim(0, 1)  # (S, N, C)
-        if probs.ndim != 3:
-            raise UserInputError(f"calibrate needs probabilities (N, C), but each row has {tuple(probs.shape[2:])}.")
+        if summary["mean"].ndim != 2:
+            shape = tuple(summary["mean"].shape[1:])
+            raise UserInputError(f"calibrate needs probabilities (N, C), but each row has {shape}.")
+        samples, target = told(summary["samples"], fitting(target, summary["mean"], task))
+        probs = samples.movedim(0, 1)  # (S, N, C)
         scaling = TemperatureScaling.fit(probs, target)
         mean = scaling(probs).mean(dim=0)
         return cls(scaling.temperature, ConformalSet.fit(mean, target, level=level))

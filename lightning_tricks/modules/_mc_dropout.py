@@ -197,15 +197,15 @@ class MCDropoutPredictor(LightningModule):
 
         Predictions then hold ``set``, the classes that contain the truth with probability ``level`` (bool
         ``(B, C)``), or for a regression ``lower`` and ``upper``. All samples of the held-out rows are drawn (the
-        tolerance does not count here) and held in memory.
+        tolerance does not count here) and held in memory. Classes below zero, such as -100, are left out.
 
         Args:
             loader: batches with targets, unused in training.
             level: share of rows to cover, above 0 and below 1.
 
         Raises:
-            UserInputError: for other tasks than ``"multiclass"`` of shape ``(B, C)`` and ``"regression"``, or
-                probabilities in place of logits.
+            UserInputError: for other tasks than ``"multiclass"`` of shape ``(B, C)`` and ``"regression"``, for
+                probabilities in place of logits, or for a loader without rows.
         """
         if self.task not in ("multiclass", "regression") or (self.task == "multiclass" and not self.logits):
             raise UserInputError(
@@ -222,6 +222,8 @@ class MCDropoutPredictor(LightningModule):
             summary = self._drawn(inputs, index, self._stream(keep_samples=self.task == "multiclass"))
             summaries.append({name: value.cpu() for name, value in summary.items()})
             targets.append(target.cpu())
+        if not summaries:
+            raise UserInputError("calibrate needs held-out rows, but the loader gave no batch. Is its dataset empty?")
         whole = {name: torch.cat([part[name] for part in summaries]) for name in summaries[0]}
         self.calibration = Calibration.fit(self.task, whole, torch.cat(targets), level=level)
         return self.calibration

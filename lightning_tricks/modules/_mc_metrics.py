@@ -100,6 +100,33 @@ class OffAndOn(nn.Module):
         return values, answers
 
 
+def told(probs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Leave out what has no target: below zero, as `torch.nn.CrossEntropyLoss` has it with its -100."""
+    known = target >= 0
+    return (probs, target) if bool(known.all()) else (probs[known], target[known])
+
+
+def fitting(target: Tensor, probs: Tensor, task: Task) -> Tensor:
+    """Return class targets in the shape that the probabilities ask for.
+
+    Raises:
+        UserInputError: if there are too many or too few, or a class is too large.
+    """
+    shape = (probs.shape[0], *probs.shape[2:]) if task == "multiclass" else tuple(probs.shape)
+    if target.shape.numel() != torch.Size(shape).numel():
+        raise UserInputError(
+            f"targets must have the shape {shape} for probabilities {tuple(probs.shape)}, but got "
+            f"{tuple(target.shape)}. If the model's classes are on another axis than 1, pass class_dim."
+        )
+    target = target.reshape(shape).long()
+    if task == "multiclass" and bool((target >= probs.shape[1]).any()):
+        raise UserInputError(
+            f"targets must be classes from 0 to {probs.shape[1] - 1}, but got {int(target.max())}. "
+            "Turn those to be left out into -100."
+        )
+    return target
+
+
 def _metrics(task: Task) -> dict[str, nn.Module]:
     if task == "regression":
         nll = MeanMetric(nan_strategy="disable")  # its default drops NaN and gives the mean of the rest
@@ -122,37 +149,15 @@ def _ranking_scores(answers: Answers) -> dict[str, Tensor]:
 
 
 def _update_classification(metrics: nn.ModuleDict, probs: Tensor, target: Tensor, task: Task) -> None:
-    probs, target = probs.detach().float(), _fitting(target, probs, task)
+    probs, target = probs.detach().float(), fitting(target, probs, task)
     if task != "multiclass":
         probs = torch.stack([1 - probs, probs], dim=1)
-    probs, target = _told(probs.movedim(1, -1).reshape(-1, probs.shape[1]), target.flatten())
+    probs, target = told(probs.movedim(1, -1).reshape(-1, probs.shape[1]), target.flatten())
     confidence, label = probs.max(dim=1)
     entropy = -torch.special.xlogy(probs, probs).sum(dim=1)
     metrics["answers"].update(confidence, entropy, label != target)  # type: ignore[operator]
     for name in ("nll", "brier"):
         metrics[name].update(probs, target)  # type: ignore[operator]
-
-
-def _told(probs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Leave out what has no target: below zero, as `torch.nn.CrossEntropyLoss` has it with its -100."""
-    told = target >= 0
-    return (probs, target) if bool(told.all()) else (probs[told], target[told])
-
-
-def _fitting(target: Tensor, probs: Tensor, task: Task) -> Tensor:
-    shape = (probs.shape[0], *probs.shape[2:]) if task == "multiclass" else tuple(probs.shape)
-    if target.shape.numel() != torch.Size(shape).numel():
-        raise UserInputError(
-            f"targets must have the shape {shape} for probabilities {tuple(probs.shape)}, but got "
-            f"{tuple(target.shape)}. If the model's classes are on another axis than 1, pass class_dim."
-        )
-    target = target.reshape(shape).long()
-    if task == "multiclass" and bool((target >= probs.shape[1]).any()):
-        raise UserInputError(
-            f"targets must be classes from 0 to {probs.shape[1] - 1}, but got {int(target.max())}. "
-            "Turn those to be left out into -100."
-        )
-    return target
 
 
 def _update_regression(metrics: nn.ModuleDict, summary: Mapping[str, Tensor], target: Tensor) -> None:
