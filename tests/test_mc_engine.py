@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import stats
 from torch import nn
 
 from lightning_tricks import mc_forward
 from lightning_tricks._base import UserInputError, rng_state
 from lightning_tricks.uncertainty import MCEngine
+from lightning_tricks.uncertainty._engine_noise import KeyedNoise
 from lightning_tricks.uncertainty._engine_plan import distance
 
 
@@ -170,6 +172,23 @@ def test_bit_equal_over_batch_size_order_and_chunks(masks, engine):
     assert torch.equal(draw(everything, chunk_size=4), whole)
     backwards = everything.flip(0)
     assert torch.equal(draw(backwards), whole[:, backwards])
+
+
+def test_random_numbers_are_finite_and_symmetric_to_the_last_bit():
+    """Words of all zeros and all ones, which give the smallest and the largest number."""
+
+    class Extreme(KeyedNoise):
+        def _words(self, site, row, samples, size, dtype):
+            return np.array([[0, 2**32 - 1]], dtype=dtype)
+
+    def draw(kind):
+        return Extreme(0).draw(kind, "site", samples=range(1), rows=[0], size=2)[0, 0]
+
+    assert draw("uniform").tolist() == [2**-24, 1 - 2**-24]
+    low, high = draw("normal").tolist()
+    assert low == pytest.approx(-high)
+    assert high == pytest.approx(stats.norm.isf(2**-24), rel=1e-5)
+    assert draw("exponential").tolist() == pytest.approx([24 * np.log(2), 2**-24])
 
 
 def test_seeds():

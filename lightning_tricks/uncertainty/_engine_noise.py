@@ -52,15 +52,15 @@ class KeyedNoise:
         """Return float32 numbers of shape ``(S, B, size)``."""
         uniform = np.empty((len(samples), len(rows), size), dtype=np.float32)
         for position, row in enumerate(rows):
-            # 24 bits deep and never 0 or 1, so that logarithms and quantile functions stay finite
-            words = self._words(site, row, samples, size, np.uint32) >> 8
-            np.multiply(words + np.float32(0.5), np.float32(2**-24), out=uniform[:, position])
+            # 23 bits and a half, which float32 holds exactly: never 0 or 1, so logarithms and quantiles stay finite
+            words = self._words(site, row, samples, size, np.uint32) >> 9
+            np.multiply(words + np.float32(0.5), np.float32(2**-23), out=uniform[:, position])
         return _SHAPED[kind](torch.from_numpy(uniform))
 
     def keep(self, site: str, keep: float, *, samples: range, rows: Sequence[int], size: int) -> Tensor:
         """Return a mask of zeros and ones, uint8 ``(S, B, size)``, one with probability ``keep``.
 
-        ``keep`` is rounded to a multiple of 2⁻¹⁶, or of 2⁻²⁴ within 0.01 of 0 or 1.
+        ``keep`` is rounded to a multiple of 2⁻¹⁶, or of 2⁻²³ within 0.01 of 0 or 1.
         """
         if not 0.01 <= keep <= 0.99:
             return (self.draw("uniform", site, samples=samples, rows=rows, size=size) < keep).view(torch.uint8)
