@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_tricks._base import derive_seed
 from lightning_tricks.uncertainty._engine_noise import SHARED_ROW, KeyedNoise, Kind
-from lightning_tricks.uncertainty._engine_rows import RowLayout, find_rows, row_shape, to_layout
+from lightning_tricks.uncertainty._engine_rows import RowAxes, RowLayout, row_shape, to_layout
 
 
 class EngineUnfitError(RuntimeError):
@@ -24,6 +24,7 @@ class Draws:
         samples: which of the S samples the pass computes.
         rows: key of each row of the batch; None if the batch has no known size.
         shared: whether all rows use the same numbers.
+        axes: where the rows are.
         how: how the samples lie in the tensors of the pass.
         index: for ``"vmap"``, the functorch-batched position within ``samples``.
     """
@@ -35,11 +36,13 @@ class Draws:
         samples: range,
         rows: Sequence[int] | None,
         shared: bool,
+        axes: RowAxes,
         how: Literal["loop", "vmap", "repeat"] = "loop",
         index: Tensor | None = None,
     ) -> None:
         self.noise, self.samples, self.rows, self.shared = noise, samples, rows, shared
-        self.how, self.index = how, index
+        self.axes, self.how, self.index = axes, how, index
+        self.shapes: dict[str, tuple[int, ...]] = {}  # of the tensors that random numbers went into
         self.row_size = 0  # of the largest tensor that random numbers went into, in elements per row
 
     def keep(self, site: str, keep: float, shape: Sequence[int], device: torch.device) -> Tensor:
@@ -48,7 +51,7 @@ class Draws:
         def draw(**where: Any) -> Tensor:
             return self.noise.keep(site, keep, **where)
 
-        return self._lay_out(draw, tuple(shape), device)
+        return self._lay_out(draw, site, tuple(shape), device)
 
     def numbers(self, kind: Kind, site: str, shape: Sequence[int], device: torch.device) -> Tensor:
         """Return float32 numbers that broadcast against ``shape``."""
@@ -56,7 +59,7 @@ class Draws:
         def draw(**where: Any) -> Tensor:
             return self.noise.draw(kind, site, **where)
 
-        return self._lay_out(draw, tuple(shape), device)
+        return self._lay_out(draw, site, tuple(shape), device)
 
     def note(self, like: Tensor) -> None:
         """Remember how large a tensor is that random numbers go into."""
@@ -67,10 +70,11 @@ class Draws:
         """Return a seed for draws that have no row-wise form."""
         return derive_seed(self.noise.seed, site, self.samples.start)
 
-    def _lay_out(self, draw: Any, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    def _lay_out(self, draw: Any, site: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
         copies = len(self.samples) if self.how == "repeat" else 1
         n_rows = None if self.rows is None else len(self.rows) * copies
-        layout = find_rows(shape, n_rows)
+        self.shapes[site] = shape
+        layout = self.axes.layout(site, shape, n_rows)
         if layout is not None and self.how == "repeat":
             shape = _with_axis(shape, layout.axis, shape[layout.axis] // copies)
         each_row = layout is not None and not self.shared and self.rows is not None

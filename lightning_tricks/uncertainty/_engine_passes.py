@@ -11,6 +11,7 @@ from lightning_tricks.uncertainty._engine_draws import Draws, EngineUnfitError
 from lightning_tricks.uncertainty._engine_kernels import HANDLERS, drop
 from lightning_tricks.uncertainty._engine_mode import SiteBook, StochasticMode
 from lightning_tricks.uncertainty._engine_noise import KeyedNoise
+from lightning_tricks.uncertainty._engine_rows import RowAxes
 from lightning_tricks.uncertainty._engine_tape import PrefixTape
 
 Engine = Literal["vmap", "lifted", "repeat", "loop"]
@@ -74,6 +75,8 @@ class Passes:
         self.book, self.noise, self.shared = book, noise, shared
         self.mode: StochasticMode | None = None  # of the pass that runs; hooks that insert dropout reach for it
         self.dtypes: set[torch.dtype] = set()
+        self.axes = RowAxes()
+        self.shapes: dict[str, tuple[int, ...]] = {}  # of what the last pass drew random numbers for
         self.row_size = 0  # of the largest tensor after the first draw that is known, in elements per row and sample
 
     def one(self, batch: Batch, sample: int, tape: PrefixTape | None = None) -> Any:
@@ -161,7 +164,7 @@ class Passes:
         return tape.inputs
 
     def _draws(self, batch: Batch, samples: range, **how: Any) -> Draws:
-        return Draws(self.noise, samples=samples, rows=batch.rows, shared=self.shared, **how)
+        return Draws(self.noise, samples=samples, rows=batch.rows, shared=self.shared, axes=self.axes, **how)
 
     def _run(self, draws: Draws, tape: PrefixTape | None, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         self.book.start_pass()
@@ -171,6 +174,7 @@ class Passes:
                 return call(*args, **kwargs)
         finally:
             self.dtypes |= self.mode.dtypes
+            self.shapes = draws.shapes
             self.row_size = max(self.row_size, draws.row_size)
             self.mode = None
 

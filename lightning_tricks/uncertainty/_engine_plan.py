@@ -19,6 +19,8 @@ from lightning_tricks.uncertainty._engine_tape import PrefixTape
 # computed in blocks of as many as fit, unless so few fit that a block gains nothing.
 _CPU_ROW_BYTES = 2**20
 _SMALLEST_BLOCK = 128
+# Enough for nets that squeeze single rows.
+_TRIED_ROWS = 4
 # So much for S samples of one tensor; a net holds a few of them at a time.
 _CPU_BYTES, _GPU_BYTES = 2**24, 2**29
 
@@ -68,6 +70,7 @@ class Planner:
     def __init__(self, model: nn.Module, passes: Passes, engine: Engine | str, total: int) -> None:
         self.model, self.passes, self.engine, self.total = model, passes, engine, total
         self.notes: list[str] = []
+        self.rowless: tuple[int, ...] | None = None  # shape of an output that has no rows first
 
     def plan(self, batch: Batch, samples: range) -> tuple[EngineReport, Any]:
         """Return the report and the first samples of this batch's first rows, as many as it says, or None.
@@ -79,6 +82,9 @@ class Planner:
         recorded = PrefixTape()
         first = self.passes.one(batch, samples[0], recorded)
         self._demand_sites()
+        if self._learn_rows(batch, samples[0], first):
+            recorded = PrefixTape()
+            first = self.passes.one(batch, samples[0], recorded)
         asked = batch
         batch, first, recorded, at_once = self._cut(batch, samples[0], first, recorded)
         if scripted := scripted_parts(self.model):
@@ -102,6 +108,32 @@ class Planner:
                 return report, out if batch is asked else None
             return EngineReport(engine, shared, sites, at_once, self._block(batch), resting, self.notes), out
         raise AssertionError("the loop is the last engine and suits every model")
+
+    def _learn_rows(self, batch: Batch, sample: int, first: list[Tensor]) -> bool:
+        """Learn from a pass with another number of rows which axes count them; tell whether a guess was wrong."""
+        rows, shapes = len(batch.rows or ()), self.passes.shapes
+        if not rows:
+            return False
+        # Fewer are cheaper. A device other than the CPU does not survive an index out of range, which a net that
+        # takes indices of rows as an input would then use: one more cannot bring that about.
+        other = batch.part(slice(0, _TRIED_ROWS)) if _on_cpu(batch) and rows > _TRIED_ROWS else batch.filled(rows + 1)
+        tried = self._aside(other, sample)
+        self.rowless = _rowless(first, tried, rows)
+        return tried is not None and self.passes.axes.learn(shapes, rows, self.passes.shapes, len(other.rows or ()))
+
+    def _aside(self, batch: Batch, sample: int) -> list[Tensor] | None:
+        """Compute a sample that leaves no trace in the books; None if the net does not stand this batch."""
+        passes, book = self.passes, self.passes.book
+        known = dict(book.sites), set(book.resting), passes.row_size
+        try:
+            out: list[Tensor] = passes.one(batch, sample)
+        except Exception as error:  # whatever a net says that is made for one number of rows
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            self.notes.append(f"which axes count the rows is guessed, because another number of them fails: {reason}")
+            return None
+        finally:
+            book.sites, book.resting, passes.row_size = known
+        return out
 
     def _tested(self, tape: PrefixTape, batch: Batch, sample: int, first: Any) -> PrefixTape | None:
         """Return the tape if replaying it gives exactly what was recorded."""
@@ -136,7 +168,7 @@ class Planner:
         rows = len(batch.rows or ())
         outputs = (x.numel() // max(rows, 1) for x in first)
         self.passes.row_size = max(self.passes.row_size, *outputs, 1)
-        if not rows or self._order(batch) == ["loop"]:
+        if not rows or self._order(batch) == ["loop"] or self.rowless is not None:
             return batch, first, recorded, None
         room = _CPU_BYTES if _on_cpu(batch) else _GPU_BYTES
         samples = self._block(batch) or self.total
@@ -251,6 +283,15 @@ class Planner:
 
 def _on_cpu(batch: Batch) -> bool:
     return all(x.device.type == "cpu" for x in tree_leaves((batch.args, batch.kwargs)) if isinstance(x, Tensor))
+
+
+def _rowless(first: list[Tensor], tried: list[Tensor] | None, rows: int) -> tuple[int, ...] | None:
+    """Return the shape of the first output whose first axis does not count the rows."""
+    for position, x in enumerate(first):
+        size = x.shape[0] if x.dim() else 0
+        if size != rows or (tried is not None and tried[position].shape[:1] == x.shape[:1]):
+            return tuple(x.shape)
+    return None
 
 
 def scripted_parts(model: nn.Module) -> list[str]:

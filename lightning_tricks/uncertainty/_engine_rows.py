@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+Shapes = dict[str, tuple[int, ...]]  # by call site
+
 
 class RowLayout(NamedTuple):
     """Rows lie along ``axis``; each row has ``groups`` consecutive entries there (attention heads, windows)."""
@@ -13,7 +15,7 @@ class RowLayout(NamedTuple):
 
 
 def find_rows(shape: tuple[int, ...], n_rows: int | None) -> RowLayout | None:
-    """Tell where the rows are: the first axis, else the second (time first), else groups of rows in the first.
+    """Guess where the rows are: the first axis, else the second (time first), else groups of rows in the first.
 
     Args:
         shape: of a tensor somewhere inside the net.
@@ -38,6 +40,44 @@ def find_rows(shape: tuple[int, ...], n_rows: int | None) -> RowLayout | None:
     return None
 
 
+class RowAxes:
+    """Knows for each call site the axis whose size changes with the number of rows; guesses where nothing is known.
+
+    Example:
+        >>> axes = RowAxes()
+        >>> axes.layout("drop#0", (8, 8, 3), n_rows=8)
+        RowLayout(axis=0, groups=1)
+        >>> axes.learn({"drop#0": (8, 8, 3)}, 8, {"drop#0": (8, 4, 3)}, 4)  # time first, as long as the batch
+        True
+        >>> axes.layout("drop#0", (8, 8, 3), n_rows=8)
+        RowLayout(axis=1, groups=1)
+    """
+
+    def __init__(self) -> None:
+        self._axes: dict[str, int | None] = {}  # None: the tensor has no rows
+
+    def learn(self, shapes: Shapes, n_rows: int, others: Shapes, other_rows: int) -> bool:
+        """Compare the shapes of two passes with different numbers of rows; tell whether a guess was wrong."""
+        for site in shapes.keys() & others.keys():
+            shape, other = shapes[site], others[site]
+            if len(shape) != len(other):
+                continue
+            changed = [axis for axis, size in enumerate(shape) if size != other[axis]]
+            counting = [axis for axis in changed if shape[axis] * other_rows == other[axis] * n_rows]
+            if counting or not changed:
+                self._axes[site] = counting[0] if counting else None
+        return any(self.layout(site, shape, n_rows) != find_rows(shape, n_rows) for site, shape in shapes.items())
+
+    def layout(self, site: str, shape: tuple[int, ...], n_rows: int | None) -> RowLayout | None:
+        """Return where the rows of a tensor are that random numbers go into."""
+        axis = self._axes.get(site, -1)
+        if axis is None or n_rows is None:
+            return None
+        if 0 <= axis < len(shape) and shape[axis] % n_rows == 0:
+            return RowLayout(axis, shape[axis] // n_rows)
+        return find_rows(shape, n_rows)
+
+
 def row_shape(shape: tuple[int, ...], layout: RowLayout | None) -> tuple[int, ...]:
     """Return the shape of one row's part, its groups first."""
     if layout is None:
@@ -57,6 +97,4 @@ def to_layout(numbers: Tensor, shape: tuple[int, ...], layout: RowLayout | None)
     if layout.groups > 1 and rows == 1:
         rows = shape[layout.axis] // layout.groups
         numbers = numbers.expand(s, rows, -1)
-    if layout.axis == 0:
-        return numbers.reshape(s, rows * layout.groups, *rest)
-    return numbers.reshape(s, rows, *rest).movedim(1, 1 + layout.axis)
+    return numbers.reshape(s, rows * layout.groups, *rest).movedim(1, 1 + layout.axis)
