@@ -466,6 +466,44 @@ def test_what_is_no_tensor_in_an_output_stays_as_it_is():
         mc_forward(Answer(1.5), torch.ones(5, 8), samples=4)
 
 
+class Mechanism(nn.Module):
+    """One call, and what only training mode brings."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.call = call
+
+    def forward(self, *inputs):
+        return self.call(*inputs)
+
+
+class LastState(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.LSTM(8, 5, num_layers=2, dropout=0.4, batch_first=True)
+
+    def forward(self, x):
+        out, (state, _) = self.net(x)
+        return out, state
+
+
+@pytest.mark.parametrize("net", [LastState(), Mechanism(lambda x: (F.dropout(x, training=True), x.mean()))])
+@pytest.mark.parametrize("chunk_size", [2, 4])  # 2 is as many as there are layers
+def test_outputs_without_rows_are_not_joined(net, chunk_size):
+    x = torch.randn(8, 3, 8)
+    with pytest.raises(UserInputError, match=rf"chunk_size={chunk_size} cuts the rows, but an output of shape"):
+        mc_forward(net, x, samples=3, chunk_size=chunk_size)
+    parts = mc_forward(net, x, samples=3, seed=0, chunk_size=chunk_size, output=lambda out: out[0])
+    torch.testing.assert_close(parts, mc_forward(net, x, samples=3, seed=0)[0])
+
+
+def test_a_net_whose_outputs_have_no_rows_is_not_cut():
+    net = Mechanism(lambda x: (F.dropout(x, training=True), x.mean()))
+    samples, means = mc_forward(net, torch.ones(40, 2000), samples=130, seed=0)
+    assert samples.shape == (130, 40, 2000)
+    assert torch.equal(means, torch.ones(130))
+
+
 def test_inference_mode_autocast_and_compile():
     net = head_net().eval()
     plain = mc_forward(net, IMAGES, samples=6, seed=0)
@@ -517,17 +555,6 @@ def test_samples_that_are_equal_by_chance_are_no_error():
 
 
 # Calls and nets that people write less often.
-
-
-class Mechanism(nn.Module):
-    """One call, and what only training mode brings."""
-
-    def __init__(self, call):
-        super().__init__()
-        self.call = call
-
-    def forward(self, *inputs):
-        return self.call(*inputs)
 
 
 ROWS = torch.linspace(-1, 1, 6 * 8).reshape(6, 8)

@@ -91,6 +91,7 @@ class MCEngine:
         self.min_rows = min_rows
         self.report: EngineReport | None = None
         self._form: OutputForm | None = None
+        self._rowless: tuple[int, ...] | None = None  # shape of an output that chunks of rows cannot be joined to
         self._insertions = insertions(self.model, insert, p)
         only_inserted = insert is not None and not isinstance(insert, Mapping)  # then p is theirs alone
         book = SiteBook(chosen=chosen_modules(self.model, layers), p=None if only_inserted else p)
@@ -157,7 +158,9 @@ class MCEngine:
             planned = None
             if self.report is None:
                 _, first = next(self._chunks(inputs, named, rows))
-                self.report, planned = self._planner().plan(first.filled(self.min_rows), wanted)
+                planner = self._planner()
+                self.report, planned = planner.plan(first.filled(self.min_rows), wanted)
+                self._rowless = planner.rowless
             for part, cut in self._chunks(inputs, named, rows):
                 rest = wanted
                 if planned is not None:
@@ -211,6 +214,12 @@ class MCEngine:
         keys = _row_keys(rows, size)
         at_once = None if self.report is None else self.report.rows_at_once
         step = min(self.chunk_size or size, at_once or size)
+        if step < size and self._rowless is not None:
+            raise UserInputError(
+                f"chunk_size={self.chunk_size} cuts the rows, but an output of shape {self._rowless} does not have "
+                "them on its first axis, so the chunks cannot be joined. Pick what has, such as "
+                "output=lambda out: out[0], or leave chunk_size out."
+            )
         whole = Batch(call, inputs, kwargs, keys)
         for start in range(0, size, step):
             part = slice(start, min(start + step, size))
@@ -275,7 +284,8 @@ def mc_forward(
         Samples ``(S, B, ...)``; a dict or tuple of such if the model returns one.
 
     Raises:
-        UserInputError: if nothing in the net is random, if all samples are equal, or for options out of range.
+        UserInputError: if nothing in the net is random, if all samples are equal, for options out of range, or if
+            ``chunk_size`` cuts an output without rows on its first axis.
 
     Example:
         >>> import torch
