@@ -537,6 +537,27 @@ def test_opaque_random_calls_are_keyed():
     assert not torch.equal(one[0], one[1])
 
 
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("_standard_gamma", lambda x: torch.distributions.Gamma(x + 2, 1.0).sample()),
+        ("_sample_dirichlet", lambda x: torch.distributions.Beta(x + 2, x + 2).sample()),
+        ("binomial", lambda x: torch.binomial(torch.full_like(x, 100), torch.full_like(x, 0.5))),
+        ("log_normal_", lambda x: torch.empty_like(x).log_normal_()),
+        ("cauchy_", lambda x: torch.empty_like(x).cauchy_()),
+        ("geometric_", lambda x: torch.empty_like(x).geometric_(0.01)),
+    ],
+)
+def test_noise_of_every_kind_differs_from_sample_to_sample(name, call):
+    """Drawn before a dropout, it must not be taken for what all samples have in common."""
+    net = Mechanism(lambda x: torch.cat([call(x), F.dropout(x, 0.5, training=True)], dim=1))
+    run = MCEngine(net, samples=6, seed=0)
+    noise = run(ROWS)[..., :8]
+    assert (noise.std(0) > 0).float().mean() > 0.9
+    assert torch.equal(MCEngine(net, samples=6, seed=0)(ROWS)[..., :8], noise)
+    assert [site.kind for site in run.report.sites] == [name, "dropout"]
+
+
 def test_the_report_says_what_was_turned_on():
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.2, batch_first=True).eval()
     run = MCEngine(layer, samples=3, seed=0)

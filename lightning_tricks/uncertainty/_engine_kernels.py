@@ -279,4 +279,6 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     torch.randn: _new("normal", "normal noise"),
     **dict.fromkeys((torch.normal, torch.poisson, torch.multinomial, Tensor.multinomial), _opaque),
     **dict.fromkeys((torch.randint, torch.randint_like, torch.randperm, Tensor.random_), _opaque),
+    **dict.fromkeys((torch.binomial, torch._standard_gamma, torch._sample_dirichlet), _opaque),
+    **dict.fromkeys((Tensor.log_normal_, Tensor.cauchy_, Tensor.geometric_), _opaque),
 }
