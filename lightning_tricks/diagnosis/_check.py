@@ -9,7 +9,8 @@ from typing import Any, Literal
 import lightning
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from lightning_tricks._base import UserInputError, check_choice, isolated_rng
@@ -19,6 +20,7 @@ from lightning_tricks.diagnosis import _rules_outputs as of_outputs
 from lightning_tricks.diagnosis import _rules_parameters as of_parameters
 from lightning_tricks.diagnosis import _tryout as tryout
 from lightning_tricks.diagnosis._finding import Finding
+from lightning_tricks.diagnosis._losses import LossCall
 from lightning_tricks.diagnosis._probe import Probe, samples_of, untouched
 from lightning_tricks.diagnosis._report import Report
 
@@ -178,21 +180,33 @@ def _step(probe: Probe) -> list[Finding]:
 
 
 def _labels_range(probe: Probe) -> list[Finding]:
-    call = probe.attempted_loss()
+    call = probe.attempted[-1] if probe.attempted else None
     if call is not None and call.name.startswith("binary"):
         return of_data.binary_labels_range(call.target)
     if call is None or call.name not in ("cross_entropy", "nll_loss") or call.target.is_floating_point():
         return []
-    return of_data.labels_range(probe.labels, call.num_classes, ignore_index=call.ignore_index)
+    return of_data.labels_range(call.target, call.num_classes, ignore_index=call.ignore_index)
 
 
 def _imbalance(probe: Probe) -> list[Finding]:
-    labels = probe.labels
+    calls = probe.attempted if probe.model.automatic_optimization else []
+    labels = _class_labels(probe, calls)
     if labels.is_floating_point() and not ((labels == 0) | (labels == 1)).all():
         return []
-    call = probe.attempted_loss() if probe.model.automatic_optimization else None
-    weighted = call is not None and call.is_weighted
-    return of_data.class_imbalance(labels, weighted=weighted) if labels.ndim == 1 else []
+    return of_data.class_imbalance(labels, weighted=bool(calls) and calls[-1].is_weighted)
+
+
+def _class_labels(probe: Probe, calls: Sequence[LossCall]) -> Tensor:
+    """Return one class per sample: the target of the last loss that got one of the batch's columns."""
+    if not calls or calls[-1].is_soft:  # made in the step, of the labels
+        return probe.labels
+    parts = [part for part in tree_leaves(probe.collate(probe.samples)) if isinstance(part, Tensor)]
+    columns = [part.flatten().double() for part in parts if part.numel() == len(probe.samples)]
+    for call in reversed(calls):
+        target = call.target.flatten()
+        if any(torch.equal(column, target.double()) for column in columns):
+            return target[target != call.ignore_index]
+    return torch.zeros(0)  # pairs, tokens and the like: none of the dataset's classes
 
 
 def _output_bias(probe: Probe) -> list[Finding]:

@@ -82,6 +82,11 @@ class LossCall:
             return self.prediction.shape[1] if self.prediction.ndim > 1 else self.prediction.shape[0]
         return 2 if self.name.startswith("binary") else 0
 
+    @property
+    def is_soft(self) -> bool:
+        """Whether the target is a distribution over classes."""
+        return self.name == "cross_entropy" and self.target.is_floating_point()
+
     def made_by(self, *operations: str) -> bool:
         """Tell whether one of the named operations made the prediction."""
         return any(operation.lower() in self.last_operation.lower() for operation in operations)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from lightning_tricks._base import isolated_rng
 from lightning_tricks.diagnosis._losses import LossCall, LossSpy
-from lightning_tricks.diagnosis._rules_data import sample_input, sample_target
+from lightning_tricks.diagnosis._rules_data import sample_input, sample_label
 from lightning_tricks.diagnosis._rules_layers import LayerCall, trace_layers
 
 _SAMPLES = 256
@@ -60,8 +60,11 @@ class Probe:
     @cached_property
     def batch(self) -> Any:
         """A training batch of up to 32 samples, on the model's device; made without the loader's sampler."""
-        size = max(2, min(_BATCH, self._batch_size or _BATCH, len(self.samples)))
-        return self.collate(self.samples[:size])
+        return self.collate(self.samples[: self._rows])
+
+    @property
+    def _rows(self) -> int:
+        return max(2, min(_BATCH, self._batch_size or _BATCH, len(self.samples)))
 
     @property
     def _batch_size(self) -> int | None:
@@ -74,9 +77,15 @@ class Probe:
 
     @cached_property
     def labels(self) -> Tensor:
-        """Labels of :attr:`samples`, one axis."""
-        found = [label for label in map(sample_target, self.samples) if label is not None]
-        return torch.stack([torch.as_tensor(label) for label in found]) if found else torch.zeros(0)
+        """Classes of :attr:`samples` where the dataset surely gives them, one axis; empty otherwise.
+
+        It is what to ask where no loss was seen: the second of two items may also be a length or another input.
+        """
+        found = [torch.as_tensor(label) for label in map(sample_label, self.samples) if label is not None]
+        if not found or any(label.ndim for label in found):
+            return torch.zeros(0)
+        labels = torch.stack(found)
+        return labels if labels.min() == 0 else torch.zeros(0)  # classes are numbered from 0
 
     def fresh(self) -> LightningModule:
         """Return a copy of the model that logs nowhere."""
@@ -144,12 +153,20 @@ class Probe:
         step.optimizers = optimizers
         return step
 
+    @cached_property
+    def attempted(self) -> list[LossCall]:
+        """The losses that a step on all samples calls, even if it fails on what it is given.
+
+        One batch holds too few of each class, but where a step only takes batches of its own size, one must do.
+        """
+        return self._attempt(self.samples) or self._attempt(self.samples[: self._rows])
+
     @torch.no_grad()
-    def attempted_loss(self) -> LossCall | None:
-        """Return the last loss that a step calls, even if it fails on what it is given."""
-        with self._precision(), LossSpy() as spy, suppress(IndexError, RuntimeError):
-            self.fresh().training_step(self.batch, 0)
-        return spy.calls[-1] if spy.calls else None
+    def _attempt(self, samples: Sequence[Any]) -> list[LossCall]:
+        with self._precision(), LossSpy() as spy, suppress(IndexError, RuntimeError, ValueError):
+            self.fresh().training_step(self.collate(samples), 0)
+        calls: list[LossCall] = spy.calls
+        return calls
 
     @torch.no_grad()
     def predict(self, model: LightningModule, batch: Any) -> Tensor:

@@ -193,11 +193,16 @@ def sample_input(sample: Any) -> Any:
     return sample[0] if isinstance(sample, (tuple, list)) and sample else sample
 
 
-def sample_target(sample: Any) -> Any:
-    """Return the target of a sample or batch: the second of a sequence, the likeliest entry of a dict, or None."""
+def sample_label(sample: Any) -> Any:
+    """Return what must be the label of a sample: the second of two items, the likeliest entry of a dict, or None.
+
+    Example:
+        >>> sample_label(("text", 3)), sample_label(("text", 17, 3))
+        (3, None)
+    """
     if isinstance(sample, dict):
         return next((sample[k] for k in ("y", "target", "targets", "label", "labels") if k in sample), None)
-    return sample[1] if isinstance(sample, (tuple, list)) and len(sample) > 1 else None
+    return sample[1] if isinstance(sample, (tuple, list)) and len(sample) == 2 else None
 
 
 def first_rows(batch: Any, count: int) -> Any:

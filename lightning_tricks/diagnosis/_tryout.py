@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_tricks.diagnosis._finding import Finding
 from lightning_tricks.diagnosis._guess import GuessLoss
 from lightning_tricks.diagnosis._losses import LossCall
 from lightning_tricks.diagnosis._probe import Probe, samples_of, with_input
-from lightning_tricks.diagnosis._rules_data import first_rows, sample_input, sample_target
+from lightning_tricks.diagnosis._rules_data import first_rows, sample_input
 
 STEPS, SAMPLES = 200, 16
 _CONVERGED = 0.1  # of the loss of guessing: a model that begins below has nothing left to learn from 16 samples
@@ -87,15 +88,35 @@ def _other_mode(probe: Probe, twin: LightningModule, batch: Any, start: float, e
 
 
 def _ignored(probe: Probe, twin: LightningModule, batch: Any, end: float) -> list[Finding]:
-    """Exchange the inputs: a loss that stays the same to the last digits does not come from them."""
-    rolled = probe.loss(twin, with_input(batch, sample_input(batch).roll(1, 0)))
-    target = sample_target(batch)
-    differ = isinstance(target, Tensor) and len(target) > 1 and not (target == target[:1]).all()
-    if not differ or not math.isfinite(end) or abs(rolled - end) > 1e-5 * abs(end):
+    """Exchange the inputs: a loss that stays the same to the last digits does not come from them.
+
+    One other part of the batch, the labels, must make a difference: what a net has to give back, or to tell from its
+    neighbours, moves along with the inputs, and where two other parts count, one of them is an input.
+    """
+    x = sample_input(batch)
+    if not math.isfinite(end) or _changes(probe, twin, with_input(batch, x.roll(1, 0)), end):
+        return []
+    others = [part for part in _parts(batch) if part is not x]
+    if sum(_changes(probe, twin, _levelled(batch, part), end) for part in others) != 1:
         return []
     what = f"after {STEPS} steps the loss is the same ({end:.3g}) with the inputs of other samples"
     cure = "Look for inputs that are overwritten, masked or multiplied by zero on their way."
     return [Finding("input-ignored", "error", "forward", what, cure)]
+
+
+def _changes(probe: Probe, twin: LightningModule, batch: Any, loss: float) -> bool:
+    return not abs(probe.loss(twin, batch) - loss) <= 1e-5 * abs(loss)
+
+
+def _parts(batch: Any) -> list[Tensor]:
+    """Return the tensors of a batch that have one entry per sample."""
+    count = len(sample_input(batch))
+    return [part for part in tree_leaves(batch) if isinstance(part, Tensor) and part.ndim and len(part) == count]
+
+
+def _levelled(batch: Any, chosen: Tensor) -> Any:
+    """Return a batch in which one of its tensors says of all samples what it says of the first."""
+    return tree_map(lambda part: part[:1].expand_as(part).clone() if part is chosen else part, batch)
 
 
 def unrelated(probe: Probe) -> list[Finding]:
