@@ -6,7 +6,7 @@ from lightning.pytorch import seed_everything
 from test_preflight import Program, X, Y, changed, found, loader
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 
 class Stepping(Program):
@@ -103,3 +103,22 @@ def test_labels_are_found_wherever_they_are():
 def test_inputs_that_are_ignored_among_several():
     blind = Stepping(net(), lambda net, b: F.cross_entropy(net(b[0] * 0), b[2]))
     assert found(blind, several(X, ROWS, Y), budget="full")["input-ignored"].severity == "error"
+
+
+class Annotated(Dataset):
+    """Its targets are dicts, as those of pictures with boxes."""
+
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, index):
+        return X[index], {"name": "a text", "label": Y[index]}
+
+
+@pytest.mark.parametrize("budget", ["quick", "full"])
+def test_targets_in_a_dict_without_a_loss_of_torch(budget):
+    def step(net, batch):
+        return -net(batch[0]).log_softmax(1).gather(1, batch[1]["label"][:, None]).mean()
+
+    findings = found(Stepping(net(), step), DataLoader(Annotated(), 16, shuffle=True), budget=budget)
+    assert not any("could not run" in finding.what for finding in findings.values()), findings

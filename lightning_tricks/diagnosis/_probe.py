@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property
 from itertools import islice
+from numbers import Number
 from typing import Any
 
 import torch
@@ -81,10 +82,10 @@ class Probe:
 
         It is what to ask where no loss was seen: the second of two items may also be a length or another input.
         """
-        found = [torch.as_tensor(label) for label in map(sample_label, self.samples) if label is not None]
-        if not found or any(label.ndim for label in found):
+        found = [sample_label(sample) for sample in self.samples]
+        if not found or not all(_is_number(label) for label in found):
             return torch.zeros(0)
-        labels = torch.stack(found)
+        labels = torch.stack([torch.as_tensor(label) for label in found])
         return labels if labels.min() == 0 else torch.zeros(0)  # classes are numbered from 0
 
     def fresh(self) -> LightningModule:
@@ -398,6 +399,10 @@ def _loss_of(output: Any) -> Tensor:
     if not isinstance(loss, Tensor):
         raise LookupError(f"training_step returned {type(loss).__name__}, not a loss")
     return loss
+
+
+def _is_number(label: Any) -> bool:
+    return isinstance(label, Number) or (isinstance(label, Tensor) and label.ndim == 0)
 
 
 def _tensor(x: Any) -> Tensor:
