@@ -362,6 +362,15 @@ def test_output_bias_of_rare_classes():
     assert output_bias(LossCall("cross_entropy", torch.tensor([[3.0, 0.0]]).expand(200, 2), y)) == []
 
 
+def test_output_bias_leaves_ignored_labels_out():
+    y = torch.where(torch.arange(400) % 2 == 0, -100, 0)
+    sure = torch.where(y[:, None] == 0, torch.tensor([3.0, 0.0]), torch.tensor([0.0, 30.0]))
+    assert output_bias(LossCall("cross_entropy", sure, y)) == []
+    steps = LossCall("cross_entropy", -sure.view(100, 4, 2).transpose(1, 2), y.view(100, 4))
+    assert output_bias(steps)[0].severity == "info"
+    assert output_bias(LossCall("cross_entropy", -sure[:60], y[:60])) == [], "30 labels are too few"
+
+
 def test_gradients_through_depth():
     gradients = {"first": torch.full((2, 2), 1e-6), "last": torch.ones(2, 2)}
     assert vanishing_or_exploding(gradients)[0].rule == "vanishing-gradient"

@@ -168,10 +168,14 @@ def output_bias(call: LossCall) -> list[Finding]:
         what = f"predictions begin {off:.3g} away from the targets' mean, {off / spread:.0f} standard deviations"
         cure = "Set the last bias to the targets' mean, or standardise the targets."
         return [Finding("output-bias", "warning", "last layer", what, cure)]
-    if call.name != "cross_entropy" or target.is_floating_point() or target.numel() < 20 * call.num_classes:
+    if call.name != "cross_entropy" or target.is_floating_point():
         return []
-    frequency = target.flatten().bincount(minlength=call.num_classes).double()[: call.num_classes] / target.numel()
-    mean = prediction.movedim(1, -1).flatten(0, -2).softmax(dim=-1).mean(dim=0)
+    counted = target.flatten() != call.ignore_index
+    labels = target.flatten()[counted]
+    if len(labels) < 20 * call.num_classes:
+        return []
+    frequency = labels.bincount(minlength=call.num_classes).double()[: call.num_classes] / len(labels)
+    mean = prediction.movedim(1, -1).flatten(0, -2).softmax(dim=-1)[counted].mean(dim=0)
     distance = torch.special.xlogy(frequency, frequency / mean).sum().item()  # KL divergence, in nats
     if distance < 0.5:
         return []
