@@ -122,3 +122,50 @@ def test_targets_in_a_dict_without_a_loss_of_torch(budget):
 
     findings = found(Stepping(net(), step), DataLoader(Annotated(), 16, shuffle=True), budget=budget)
     assert not any("could not run" in finding.what for finding in findings.values()), findings
+
+
+def two_views(net, batch):
+    views = torch.cat([batch[0] + 0.1 * torch.randn_like(batch[0]) for _ in range(2)])  # (2B, 6)
+    out = F.normalize(net(views), dim=1)
+    return 2 * out @ out.T
+
+
+def places(net, batch):
+    out = two_views(net, batch)
+    own = torch.arange(len(out))
+    return F.cross_entropy(out.fill_diagonal_(-1e9), own.roll(len(out) // 2))
+
+
+def right_one_first(net, batch):
+    out = two_views(net, batch)
+    count = len(out)
+    order = [[(i + count // 2 + j) % count for j in range(count) if j != count // 2] for i in range(count)]
+    return F.cross_entropy(out.gather(1, torch.tensor(order)), torch.zeros(count, dtype=torch.long))
+
+
+def same_class(net, batch):
+    out = F.normalize(net(batch[0]), dim=1)
+    return F.binary_cross_entropy_with_logits(out @ out.T, (batch[1] == batch[1][:, None]).float())
+
+
+CONTRASTIVE = {
+    "pairs": lambda: (Stepping(TwoTowers(), both_ways), several(X, X[:, :3])),
+    "places of the other view": lambda: (Stepping(net(), places), loader()),
+    "the other view first": lambda: (Stepping(net(), right_one_first), loader()),
+    "same class": lambda: (Stepping(net(), same_class), loader()),
+}
+
+
+@pytest.mark.parametrize("name", CONTRASTIVE)
+def test_comparing_the_samples_of_a_batch_is_no_mixing(name):
+    findings = found(*CONTRASTIVE[name](), budget="full")
+    assert not any(finding.severity == "error" for finding in findings.values()), findings
+
+
+def test_as_many_classes_as_samples_are_no_contrast():
+    class Mixed(nn.Linear):
+        def forward(self, x):
+            return super().forward(x - x.mean(0))
+
+    findings = found(Stepping(Mixed(6, 16), classified(0, 1)), loader())
+    assert findings["batch-mixing"].severity == "error"

@@ -230,6 +230,32 @@ def batch_mixing_gradient(gradient: Tensor) -> list[Finding]:
     return [Finding("batch-mixing", "error", "forward", what, _UNMIX)]
 
 
+def mixes_on_purpose(call: LossCall, batch_size: int) -> bool:
+    """Tell whether a loss compares every sample with every other, as contrastive losses within a batch do.
+
+    The prediction has a row and a column for each sample, or for each of two views of it (SimCLR leaves a view itself
+    out), and the targets are places in the batch, or say which samples belong together.
+
+    Args:
+        call: of the loss.
+        batch_size: B.
+
+    Example:
+        >>> pairs = LossCall("cross_entropy", torch.rand(8, 8), torch.arange(8))
+        >>> mixes_on_purpose(pairs, 8), mixes_on_purpose(LossCall("cross_entropy", pairs.prediction, torch.ones(8)), 8)
+        (True, False)
+    """
+    target, shape = call.target, call.prediction.shape
+    if len(shape) != 2 or shape[0] not in (batch_size, 2 * batch_size):
+        return False
+    size = shape[0]
+    if target.shape == shape:
+        return shape[1] == size and torch.equal(target, target.T)
+    if shape[1] == size - 1:
+        return not target.any()  # the right one was put first
+    return shape[1] == size and torch.equal(target.sort().values, torch.arange(size).to(target))
+
+
 def nondeterministic_eval(first: Tensor, second: Tensor) -> list[Finding]:
     """Compare the predictions of two passes in evaluation mode."""
     if first.shape != second.shape or not first.isfinite().all():
