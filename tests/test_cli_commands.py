@@ -162,13 +162,42 @@ def test_predict_writes_what_python_predicts(trained):
     ckpt = ["--ckpt_path", str(trained / "final.ckpt"), "--dropout.seed=3"]
     assert main([*config, *ckpt, "--out=rows.npz", "--columns=[mean, label]"]) == 0
     written = np.load("rows.npz")
-    assert sorted(written.files) == ["index", "label", "mean"]
+    assert sorted(written.files) == ["index", "label", "mean", "row"]
     model = lt.Classifier(lt.MLP(64, 10, dropout=0.3), 10)
     model.load_state_dict(torch.load(trained / "final.ckpt", weights_only=True)["state_dict"])
     trainer = quiet_trainer()
     batches = trainer.predict(lt.MCDropoutPredictor(model, 5, seed=3), lt.DigitsDataModule())
     assert np.array_equal(written["mean"], torch.cat([batch["mean"] for batch in batches]).numpy())
     assert main([*config, *ckpt, "--out=rows.npz"]) == 1, "an old file is not touched"
+
+
+def test_predict_speaks_of_the_rows_and_units_of_the_file():
+    import pandas as pd
+    from lightning.pytorch import seed_everything
+
+    x = np.random.default_rng(0).normal(size=(60, 3))
+    table = pd.DataFrame({"a": x[:, 0], "b": x[:, 1], "y": 500 + 40 * x[:, 2]})
+    table.to_csv("table.csv", index=False)
+    net = ["--model.net=lightning_tricks.MLP", "--model.net.in_features=2", "--model.net.num_classes=1"]
+    data = ["--data=TabularDataModule", "--data.data=table.csv", "--data.target=y"]
+    more = ["--samples=5", "--dropout.tau=4", "--dropout.quantiles=[0.1]", "--trainer.logger=false"]
+    assert main(["predict", "--model=Regressor", *net, "--model.net.dropout=0.5", *data, *QUIET, *more]) == 0
+    written = pd.read_csv("predictions.csv")
+    assert list(written.columns[:3]) == ["index", "row", "mean_0"]
+    module = lt.TabularDataModule("table.csv", "y")
+    module.setup()
+    x, y = module.parts["test"].batch(range(12))
+    assert np.allclose(table["y"].iloc[written["row"]], module.inverse_target(y).squeeze(1))
+    seed_everything(0, verbose=False)
+    model = lt.MCDropoutPredictor(lt.Regressor(lt.MLP(2, 1, dropout=0.5)), 5, tau=4, quantiles=[0.1])
+    oracle = {name: value.squeeze().numpy() for name, value in model.predict_step((x, y)).items()}
+    shift, unit = (float(value) for value in (module.target_mean, module.target_std))
+    for name in ("mean", "quantile_0.1"):
+        assert np.allclose(written[f"{name}_0"], shift + unit * oracle[name], rtol=1e-5)
+    for name in ("std", "mc_error"):
+        assert np.allclose(written[f"{name}_0"], unit * oracle[name], rtol=1e-5)
+    for name in ("epistemic_variance", "aleatoric_variance", "total_variance"):
+        assert np.allclose(written[f"{name}_0"], unit**2 * oracle[name], rtol=1e-5)
 
 
 def test_check_prints_json_and_writes_a_page(capsys):

@@ -41,7 +41,7 @@ def test_the_commands_run_in_order(folder, monkeypatch):
         shortened = ["--trainer.limit_train_batches=3", "--trainer.limit_val_batches=1"]
         shortened += ["--trials=1"] if command[0] == "tune" else []
         assert main([*command, *QUIET, *shortened]) == 0, command
-    assert (folder / "predictions.csv").read_text().startswith("index,mean_0,")
+    assert (folder / "predictions.csv").read_text().startswith("index,row,mean_0,")
     assert (folder / "mine.npz").exists()
     with (folder / "digits-search/runs.csv").open() as file:
         (trial,) = csv.DictReader(file)

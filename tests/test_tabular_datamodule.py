@@ -104,6 +104,20 @@ def test_target_scaling_and_its_inverse(frame):
     assert "target (train): " in data.describe()
 
 
+def test_predictions_in_terms_of_the_table(frame):
+    data = TabularDataModule(frame, "price", drop=["who", "day"])
+    prediction = {"mean": torch.zeros(2, 1), "std": torch.ones(2, 1), "n_samples": torch.tensor([5, 5])}
+    found = data.inverse_prediction({**prediction, "index": torch.tensor([1, 0])})
+    rows = data.parts["test"].rows
+    assert found["row"].tolist() == [rows[1], rows[0]]
+    assert torch.equal(found["mean"], data.target_mean.expand(2, 1))
+    assert torch.equal(found["std"], data.target_std.expand(2, 1))
+    assert found["n_samples"].tolist() == [5, 5]
+    unscaled = TabularDataModule(frame, "price", drop=["who", "day"], scale_target=False)
+    same = unscaled.inverse_prediction({**prediction, "index": torch.arange(2)})
+    assert torch.equal(same["mean"], prediction["mean"])
+
+
 def test_several_targets(frame):
     data = TabularDataModule(frame, ["price", "height"], drop=["who", "day"])
     data.setup()

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class PredictionWriter(BasePredictionWriter):
         path: where to; the suffix says how: ``.parquet`` (needs pyarrow), ``.csv`` or ``.npz``.
         columns: names to write, in this order; None for all. ``index`` always comes first.
         overwrite: replace an existing file.
+        transform: what is done to each prediction before it is written, such as back to the unit of the table:
+            ``data.inverse_prediction``.
 
     Raises:
         UserInputError: for an unknown suffix; at the start of a prediction if the file exists; later if a batch has
@@ -56,7 +58,12 @@ class PredictionWriter(BasePredictionWriter):
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, columns: Sequence[str] | None = None, overwrite: bool = False
+        self,
+        path: str | os.PathLike[str],
+        *,
+        columns: Sequence[str] | None = None,
+        overwrite: bool = False,
+        transform: Callable[[Any], Any] | None = None,
     ) -> None:
         super().__init__(write_interval="batch")
         self.path = Path(path)
@@ -65,6 +72,7 @@ class PredictionWriter(BasePredictionWriter):
             require_extra("pyarrow", "all", "PredictionWriter to parquet")
         self.columns = None if columns is None else list(columns)
         self.overwrite = overwrite
+        self.transform = transform
         self._stores: dict[int, ColumnStore] = {}
 
     @property
@@ -119,7 +127,7 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Append a batch to this rank's part."""
-        columns = _as_columns(prediction)
+        columns = _as_columns(prediction if self.transform is None else self.transform(prediction))
         rows = len(next(iter(columns.values())))
         index = columns.pop("index", None)
         if index is None:

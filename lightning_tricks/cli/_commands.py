@@ -20,6 +20,7 @@ from lightning_tricks.cli._main import TRAINER_COMMANDS
 from lightning_tricks.cli._table import print_report
 from lightning_tricks.cli._tune import add_tune_options, tune
 from lightning_tricks.cli._usage import NO_DATA, UsageError
+from lightning_tricks.data._datamodule import SplitDataModule
 from lightning_tricks.diagnosis import Report, check
 from lightning_tricks.modules import MCDropoutPredictor
 
@@ -131,14 +132,25 @@ def _predict_options(parser: LightningArgumentParser) -> None:
 def _predict(cli: TricksCLI) -> int:
     _need_data(cli, "predict_dataloader")
     _say_if_untrained(cli)
-    writer = PredictionWriter(cli.config.out, **cli.options("columns", "overwrite"))
-    cli.trainer.callbacks.append(writer)  # type: ignore[attr-defined]  # the trainer sets it in another class
     predictor = MCDropoutPredictor(cli.model, cli.config.samples, **cli.config.dropout)
+    cli.trainer.callbacks.append(_writer(cli))  # type: ignore[attr-defined]  # the trainer sets it in another class
     cli.trainer.predict(
         predictor, datamodule=cli.datamodule, return_predictions=False, **cli.options("ckpt_path", "weights_only")
     )
     _say(cli, f"predictions: {cli.config.out}")
     return 0
+
+
+def _writer(cli: TricksCLI) -> PredictionWriter:
+    """Return what writes the predictions, in terms of the data that came in if the DataModule knows how."""
+    data, columns = cli.datamodule, cli.config.columns
+    ours = isinstance(data, SplitDataModule) and type(data).predict_dataloader is SplitDataModule.predict_dataloader
+    return PredictionWriter(
+        cli.config.out,
+        columns=["row", *columns] if ours and columns is not None else columns,
+        overwrite=cli.config.overwrite,
+        transform=data.inverse_prediction if ours else None,
+    )
 
 
 def _check_options(parser: LightningArgumentParser) -> None:

@@ -139,9 +139,8 @@ class SplitDataModule(LightningDataModule, Generic[Opened]):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Return the test part (or else the validation part), in order; over ranks every sample exactly once."""
-        name = "test" if "test" in self._ready() else "val"
         return DataLoader(  # plain, so that Lightning can deal it out and tell the indices of each batch
-            self._part(name),
+            self._part(self._predicted),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             pin_memory=self._on_cuda(),
@@ -178,6 +177,16 @@ class SplitDataModule(LightningDataModule, Generic[Opened]):
                 said = f"{min(counts)} to {max(counts)} samples of each of {len(names)} classes"
             lines.append(f"  {name}  {said}")
         return "\n".join(lines)
+
+    def inverse_prediction(self, prediction: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a prediction in terms of the data that came in: with the ``row`` of each sample, counted from 0.
+
+        Args:
+            prediction: columns by name, as :class:`~lightning_tricks.MCDropoutPredictor` returns them for
+                :meth:`predict_dataloader`; among them ``index``, places in the predicted part.
+        """
+        rows = torch.as_tensor(self._part(self._predicted).rows)
+        return {"row": rows[prediction["index"].cpu()], **prediction}
 
     def fingerprint(self) -> dict[str, str]:
         """Return a short hash of the rows of each part; equal on all ranks and machines."""
@@ -236,6 +245,10 @@ class SplitDataModule(LightningDataModule, Generic[Opened]):
         return [splits.Fold([pool[i] for i in fold.train], [pool[i] for i in fold.val]) for fold in found]
 
     # Inside.
+
+    @property
+    def _predicted(self) -> str:
+        return "test" if "test" in self._ready() else "val"
 
     def _ready(self) -> dict[str, Part]:
         if not self.parts:

@@ -1,6 +1,6 @@
 """Tables of numbers and categories, for classification and regression."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -120,6 +120,28 @@ class TabularDataModule(SplitDataModule[Table]):
         """
         self._ready()
         return y * self.target_std.to(y.device) + self.target_mean.to(y.device)
+
+    def inverse_prediction(self, prediction: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a prediction with the ``row`` of each sample, and for a regression in the units of the table.
+
+        Means, quantiles, bounds and samples go through :meth:`inverse_target`; deviations (``std``, ``mc_error``) are
+        multiplied by ``target_std``, variances by its square. Other columns stay as they are.
+
+        Args:
+            prediction: columns by name, ``index`` among them.
+        """
+        placed = super().inverse_prediction(prediction)
+        return {name: self._in_units(name, value) for name, value in placed.items()}
+
+    def _in_units(self, name: str, value: Tensor) -> Tensor:
+        std = self.target_std.to(value.device)
+        if self.task != "regression":
+            return value
+        if name in ("mean", "lower", "upper", "samples") or name.startswith("quantile_"):
+            return self.inverse_target(value)
+        if name in ("std", "mc_error"):
+            return value * std
+        return value * std.square() if name.endswith("_variance") else value
 
     def describe(self) -> str:
         """Return the sizes of the parts, and the counts of the classes or mean and deviation of the targets."""

@@ -19,8 +19,10 @@ class Regressor(SupervisedModule):
     """A net, its loss, its metrics and its optimizer, for regression.
 
     Logs ``train_loss``; ``val_loss``, ``val_rmse``, ``val_mae``; the same as ``test_*``. Errors have the unit of the
-    targets. The loss is the mean squared error, or the negative log-likelihood in nats of a Gaussian whose variance
-    the net learns (Nix & Weigend 1994; Kendall & Gal 2017, equation 5).
+    targets as the batches hold them: those of a :class:`~lightning_tricks.TabularDataModule` are standardised unless
+    ``scale_target=False``, and errors times its ``target_std`` have the unit of the table. The loss is the mean squared
+    error, or the negative log-likelihood in nats of a Gaussian whose variance the net learns (Nix & Weigend 1994;
+    Kendall & Gal 2017, equation 5).
 
     Args:
         net: module from inputs to ``(B, num_targets)``, or ``(B, 2 * num_targets)`` with Gaussian noise (the means,
