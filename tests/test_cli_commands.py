@@ -162,7 +162,7 @@ def test_predict_writes_what_python_predicts(trained):
     ckpt = ["--ckpt_path", str(trained / "final.ckpt"), "--dropout.seed=3"]
     assert main([*config, *ckpt, "--out=rows.npz", "--columns=[mean, label]"]) == 0
     written = np.load("rows.npz")
-    assert sorted(written.files) == ["index", "label", "mean", "row"]
+    assert sorted(written.files) == ["index", "label", "mean"]
     model = lt.Classifier(lt.MLP(64, 10, dropout=0.3), 10)
     model.load_state_dict(torch.load(trained / "final.ckpt", weights_only=True)["state_dict"])
     trainer = quiet_trainer()

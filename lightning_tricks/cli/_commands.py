@@ -143,12 +143,11 @@ def _predict(cli: TricksCLI) -> int:
 
 def _writer(cli: TricksCLI) -> PredictionWriter:
     """Return what writes the predictions, in terms of the data that came in if the DataModule knows how."""
-    data, columns = cli.datamodule, cli.config.columns
+    data = cli.datamodule
     ours = isinstance(data, SplitDataModule) and type(data).predict_dataloader is SplitDataModule.predict_dataloader
     return PredictionWriter(
         cli.config.out,
-        columns=["row", *columns] if ours and columns is not None else columns,
-        overwrite=cli.config.overwrite,
+        **cli.options("columns", "overwrite"),
         transform=data.inverse_prediction if ours else None,
     )
 
