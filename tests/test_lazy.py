@@ -6,7 +6,7 @@ from helpers import quiet_trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_tricks import Classifier, Diagnosis, LRFinder, NormMonitor, WeightPenalty, param_groups
+from lightning_tricks import Classifier, Diagnosis, LRFinder, NormMonitor, Preflight, WeightPenalty, check, param_groups
 from lightning_tricks._base import UserInputError
 
 
@@ -35,8 +35,13 @@ def test_lazy_weights_are_penalised():
     assert model.net[0].weight.norm(dim=1).max() <= 0.1 * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("watch", [NormMonitor, LRFinder, lambda: Diagnosis(report=None)])
+@pytest.mark.parametrize("watch", [NormMonitor, LRFinder, Preflight, lambda: Diagnosis(report=None)])
 def test_what_needs_the_sizes_at_the_start_says_so(watch):
     trainer = quiet_trainer(num_sanity_val_steps=0, callbacks=[watch()])  # so that no batch comes before
     with pytest.raises(UserInputError, match=r"net.1.weight, ... are lazy. Run one batch through the model first"):
         trainer.fit(Classifier(lazy_net(), 2), data(), data())
+
+
+def test_check_needs_the_sizes():
+    with pytest.raises(UserInputError, match="^check needs the sizes of all parameters"):
+        check(Classifier(lazy_net(), 2), data())

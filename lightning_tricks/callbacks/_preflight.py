@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from lightning_tricks._base import UserInputError, alert, check_choice, log_artifact, log_text
+from lightning_tricks._base import UserInputError, alert, check_choice, log_artifact, log_text, require_sizes
 from lightning_tricks.diagnosis import Report
 from lightning_tricks.diagnosis._check import rules_for, run_rules
 from lightning_tricks.diagnosis._probe import Probe, untouched
@@ -64,6 +64,7 @@ class Preflight(Callback):
         """Check, unless the run goes on from a checkpoint."""
         if trainer.global_step > 0 or not trainer.is_global_zero:
             return
+        require_sizes(pl_module, "Preflight")
         train, val = _loader(trainer.train_dataloader), _loader(trainer.val_dataloaders)
         with untouched(train, val), warnings.catch_warnings():
             warnings.simplefilter("ignore")

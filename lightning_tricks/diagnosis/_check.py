@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
-from lightning_tricks._base import UserInputError, check_choice, isolated_rng
+from lightning_tricks._base import UserInputError, check_choice, isolated_rng, require_sizes
 from lightning_tricks.diagnosis import _rules_data as of_data
 from lightning_tricks.diagnosis import _rules_layers as of_layers
 from lightning_tricks.diagnosis import _rules_outputs as of_outputs
@@ -49,7 +49,7 @@ def check(
         The findings, the gravest first. A rule that cannot run says so in a finding of severity "info".
 
     Raises:
-        UserInputError: if ``model`` or ``data`` are something else.
+        UserInputError: if ``model`` or ``data`` are something else, or layers are lazy.
 
     Example:
         >>> import lightning_tricks as lt
@@ -63,6 +63,7 @@ def check(
         raise UserInputError(
             f"check needs a LightningModule, but got {type(model).__name__}. Wrap it: Classifier(net)."
         )
+    require_sizes(model, "check")
     train, val = _loaders(data)
     stub = trainer if trainer is not None else _quiet_trainer()
     with untouched(train, val), warnings.catch_warnings():
