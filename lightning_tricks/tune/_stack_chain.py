@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_tricks.nets import MLP, ConvNet
-from lightning_tricks.tune._stack_masks import keep_mask
+from lightning_tricks.tune._stack_masks import drop_mask
 
 _POINTWISE = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus),
@@ -58,7 +58,7 @@ def layers_of(net: nn.Module) -> list[tuple[str, nn.Module]]:
     """Return the layers of a net, with their names, in the order in which they are applied.
 
     Raises:
-        NotAChainError: if the net has a forward of its own, or layers that are not known here.
+        NotAChainError: if the net has a forward of its own, or layers that are not known here or applied twice.
     """
     if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in net.modules()):
         raise NotAChainError("the net has hooks")
@@ -66,6 +66,9 @@ def layers_of(net: nn.Module) -> list[tuple[str, nn.Module]]:
     for name, layer in layers:
         if type(layer) not in _STEPS:
             raise NotAChainError(f"{name or 'the net'} is a {type(layer).__name__}")
+    named = [layer for _, layer in layers if type(layer) not in (*_POINTWISE, *_POOLS, nn.Flatten)]
+    if len(set(named)) < len(named):
+        raise NotAChainError("a layer is applied twice, but its tensors and its rate are found by its first name only")
     return layers
 
 
@@ -220,11 +223,11 @@ def _dropout(layer: nn.Module, signal: Signal, tensors: Tensors) -> Signal:
         return signal
     if signal.layout != "maps":
         x, rate = signal.dense(), rate.view(-1, 1, 1)
-        return Signal(x * keep_mask(tuple(x.shape), rate) / (1 - rate), "dense", signal.nets)
+        return Signal(x * drop_mask(tuple(x.shape), rate), "dense", signal.nets)
     x, channels = signal.x, signal.x.shape[1] // signal.nets
     rate = rate.repeat_interleave(channels).view(1, -1, *[1] * (x.ndim - 2))
     shape = x.shape if isinstance(layer, nn.Dropout) else (*x.shape[:2], *[1] * (x.ndim - 2))
-    return Signal(x * keep_mask(tuple(shape), rate) / (1 - rate), "maps", signal.nets)
+    return Signal(x * drop_mask(tuple(shape), rate), "maps", signal.nets)
 
 
 _STEPS: dict[type[nn.Module], Callable[[nn.Module, Signal, Tensors], Signal]] = {

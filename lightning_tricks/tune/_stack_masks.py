@@ -6,6 +6,14 @@ import torch
 from torch import Tensor
 
 
+def drop_mask(shape: tuple[int, ...], rate: Tensor) -> Tensor:
+    """Return what inputs are multiplied with: zeros (dropped) and ``1 / (1 - rate)`` (kept), drawn anew.
+
+    A rate of 1 drops everything, as torch's own dropout does.
+    """
+    return keep_mask(shape, rate) / (1 - rate).clamp(min=torch.finfo(rate.dtype).tiny)
+
+
 def keep_mask(shape: tuple[int, ...], rate: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Return zeros (dropped) and ones (kept), drawn anew.
 
@@ -14,7 +22,7 @@ def keep_mask(shape: tuple[int, ...], rate: Tensor, generator: torch.Generator |
 
     Args:
         shape: of the mask.
-        rate: probability of a zero, in [0, 1); of a shape that broadcasts against the mask's.
+        rate: probability of a zero, in [0, 1]; of a shape that broadcasts against the mask's.
         generator: stream to draw from; torch's global one if None.
 
     Example:

@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from lightning_tricks._base import UserInputError
 from lightning_tricks.tune._stack_chain import NotAChainError, layers_of, run_chain
-from lightning_tricks.tune._stack_masks import keep_mask
+from lightning_tricks.tune._stack_masks import drop_mask
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 _PLAIN = (int, float, str, bool, type(None), tuple, list, torch.dtype)
@@ -54,7 +54,7 @@ class StackedNet(nn.Module):
         )
         for i, same in enumerate(zip(*(net.buffers() for net in nets), strict=True)):
             self.register_buffer(f"buffer_{i}", torch.stack([b.detach() for b in same]))
-        self._dropouts = [name for name, module in nets[0].named_modules() if isinstance(module, _DROPOUTS)]
+        self._dropouts = [name for name, module in nets[0].named_modules() if type(module) in _DROPOUTS]
         for i, name in enumerate(self._dropouts):
             rates = [net.get_submodule(name).p for net in nets]
             self.register_buffer(f"rate_{i}", torch.tensor(rates, dtype=torch.get_default_dtype()))
@@ -185,7 +185,7 @@ class _Drop(torch.autograd.Function):
         x = x.expand(info.batch_size, *x.shape) if in_dims[0] is None else x.movedim(in_dims[0], 0)
         shape = (*x.shape[: x.ndim - shared], *[1] * shared)
         rate = rate.view(-1, *[1] * (x.ndim - 1))
-        return x * (keep_mask(shape, rate) / (1 - rate)).to(x.dtype), 0
+        return x * drop_mask(shape, rate).to(x.dtype), 0
 
 
 def put_back(tensors: Sequence[Tensor], row: int, net: nn.Module) -> None:
@@ -263,7 +263,7 @@ def _description(net: nn.Module) -> dict[str, Any]:
     for name, module in net.named_modules():
         prefix = f"{name}." if name else ""
         found[f"{prefix}class"] = type(module).__name__
-        skipped = {"p"} if isinstance(module, _DROPOUTS) else set()
+        skipped = {"p"} if type(module) in _DROPOUTS else set()  # a subclass may do anything with it
         # A LightningModule's own numbers are learning rates and the like; whether its steps depend on them is tried.
         kinds = float | int if isinstance(module, LightningModule) else ()
         for key, value in vars(module).items():

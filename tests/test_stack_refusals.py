@@ -1,0 +1,115 @@
+"""Stacks whose models hide something: each ends as by its own ``Trainer.fit``, or the stack says why it cannot."""
+
+import copy
+
+import pytest
+import torch
+from helpers import quiet_trainer
+from lightning.pytorch import LightningDataModule
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import lightning_tricks as lt
+from lightning_tricks._base import UserInputError
+from lightning_tricks.tune._stack_net import StackedNet
+
+OPTIONS = {"accelerator": "cpu", "num_sanity_val_steps": 0, "max_epochs": 2, "precision": "64-true"}
+
+
+class Rows(LightningDataModule):
+    """Four batches, the last one shorter."""
+
+    def __init__(self):
+        super().__init__()
+        x = torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
+        self.rows = TensorDataset(x, (x.sum(1) > 0).long())
+
+    def train_dataloader(self):
+        return DataLoader(self.rows, 16)
+
+    val_dataloader = train_dataloader
+
+
+def distances(models, **options):
+    """Return how far each model ends from where a Trainer of its own brings it."""
+    alone = [copy.deepcopy(model) for model in models]
+    lt.fit_stacked(models, Rows(), trainer={**OPTIONS, **options})
+    for model in alone:
+        quiet_trainer(**{**OPTIONS, **options}).fit(model, Rows())
+    return [distance(model, other) for model, other in zip(models, alone, strict=True)]
+
+
+def distance(one, other):
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return max(float((a - b).abs().max()) for a, b in pairs)
+
+
+class GoesThrough(nn.Module):
+    """A forward of its own, so that only vmap can run it."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.scale = net, nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return self.net(x * self.scale)
+
+
+# Layers that occur twice, and layers that only look like dropout.
+
+
+def shared_norm():
+    norm = nn.LayerNorm(6)
+    nn.init.normal_(norm.weight)
+    return nn.Sequential(nn.Linear(6, 6), norm, nn.Tanh(), nn.Linear(6, 6), norm, nn.Linear(6, 2))
+
+
+def test_a_layer_that_occurs_twice_is_applied_twice():
+    assert max(distances([lt.Classifier(shared_norm(), 2, lr=rate) for rate in (0.1, 0.01)])) < 1e-9
+
+
+def test_a_dropout_layer_that_occurs_twice_drops_twice():
+    drop = nn.Dropout(0.5)
+    net = nn.Sequential(nn.Linear(6, 500), drop, nn.Flatten(), drop)
+    out = StackedNet([net, copy.deepcopy(net)])(torch.ones(50, 6))
+    assert (out == 0).float().mean((1, 2)).tolist() == pytest.approx([0.75, 0.75], abs=0.02)
+
+
+def test_activations_that_occur_twice_leave_a_chain_a_chain():
+    act = nn.ReLU()
+    assert StackedNet([nn.Sequential(nn.Linear(6, 6), act, nn.Linear(6, 6), act)]).way == "chain"
+
+
+class GaussianDropout(nn.Dropout):
+    """Multiplies with normal numbers around 1, as Keras's layer of that name does."""
+
+    def forward(self, x):
+        return x * (1 + torch.randn_like(x) * (self.p / (1 - self.p)) ** 0.5) if self.training else x
+
+
+def test_a_layer_derived_from_dropout_does_what_it_does_alone():
+    nets = [GoesThrough(GaussianDropout(0.2)) for _ in range(2)]
+    out = StackedNet(nets)(torch.ones(20_000))
+    assert out.mean(1).tolist() == pytest.approx([1, 1], abs=0.02)
+    assert out.std(1).tolist() == pytest.approx([0.5, 0.5], abs=0.02)
+    assert not torch.equal(*out)
+
+
+def test_rates_of_a_layer_derived_from_dropout_must_agree():
+    with pytest.raises(UserInputError, match=r"net 0 has p = 0\.2 and net 1 has 0\.3"):
+        StackedNet([GaussianDropout(0.2), GaussianDropout(0.3)])
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda drop: nn.Sequential(nn.Linear(6, 6), drop), (4, 6)),
+        (lambda drop: nn.Sequential(nn.Conv1d(6, 6, 1), drop), (4, 6, 3)),
+        (lambda drop: GoesThrough(drop), (4, 6)),
+    ],
+    ids=["dense", "maps", "vmap"],
+)
+def test_a_dropout_rate_of_one_leaves_nothing(make, shape):
+    out = StackedNet([make(nn.Dropout(1.0)), make(nn.Dropout(0.5))])(torch.ones(shape))
+    assert not out[0].any()
+    assert out[1].any()
