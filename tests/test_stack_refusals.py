@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 from helpers import quiet_trainer
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_tricks as lt
@@ -113,3 +114,74 @@ def test_a_dropout_rate_of_one_leaves_nothing(make, shape):
     out = StackedNet([make(nn.Dropout(1.0)), make(nn.Dropout(0.5))])(torch.ones(shape))
     assert not out[0].any()
     assert out[1].any()
+
+
+# Parameters without a gradient.
+
+
+class Plain(LightningModule):
+    """As people write them."""
+
+    def __init__(self, lr=0.05, **own):
+        super().__init__()
+        self.back, self.head, self.lr = nn.Linear(6, 8), nn.Linear(8, 2), lr
+        vars(self).update(own)
+
+    def forward(self, x):
+        return self.head(self.back(x).relu())
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", F.cross_entropy(self(batch[0]), batch[1]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+
+def sgd(parameters, rate):
+    return torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=0.5)
+
+
+def adam(parameters, rate):
+    return torch.optim.Adam(parameters, lr=rate, betas=(1 - rate, 0.99), weight_decay=0.5)
+
+
+def adamw(parameters, rate):
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=1.0)
+
+
+class Idle(Plain):
+    """Has parameters that are frozen, never used, or used in every other batch."""
+
+    def __init__(self, lr, make):
+        super().__init__(lr)
+        self.make, self.unused, self.often = make, nn.Linear(3, 3), nn.Parameter(torch.ones(2))
+        self.back.requires_grad_(False)
+
+    def training_step(self, batch, batch_idx):
+        out = self(batch[0])
+        return F.cross_entropy(out * self.often if batch_idx % 2 else out, batch[1])
+
+    def configure_optimizers(self):
+        return self.make(self.parameters(), self.lr)
+
+
+@pytest.mark.parametrize("make", [sgd, adam, adamw])
+@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}])
+def test_a_parameter_without_a_gradient_stays_where_it_is(make, options):
+    assert max(distances([Idle(rate, make) for rate in (0.1, 0.02)], **options)) < 1e-9
+
+
+def test_models_that_leave_take_nobody_s_gradients_along():
+    def made():
+        torch.manual_seed(0)
+        return [Idle(rate, adamw) for rate in (0.1, 0.02)]
+
+    stop = [[lt.EarlyStopping("val_loss", patience=1, stopping_threshold=9.0, restore_best=False)], []]
+    together, alone = made(), made()[1]
+    runs = lt.fit_stacked(together, Rows(), callbacks=stop, trainer={**OPTIONS, "val_check_interval": 1})
+    assert [run.epochs for run in runs] == [1, 2]
+    quiet_trainer(**OPTIONS, val_check_interval=1).fit(alone, Rows())
+    assert distance(together[1], alone) < 1e-9

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -117,7 +118,8 @@ class StackedOptimizer(Optimizer):
     """The optimizers of K nets as one, over one flat copy of all parameters.
 
     The parameters become views of that copy, their gradients of another one: a step is a dozen operations, however
-    many parameters there are.
+    many parameters there are. A parameter that no gradient reached since :meth:`zero_grad`, since it is frozen or was
+    not used, is left alone as by torch: no decay, no momentum, and its steps are not counted.
 
     Args:
         parameters: the stacked parameters ``(K, ...)`` of one type and device.
@@ -131,11 +133,18 @@ class StackedOptimizer(Optimizer):
         if len(kinds) > 1:
             raise UserInputError(f"parameters that are stacked must be of one type and device, but there are {kinds}.")
         self.recipe = recipe
-        self.steps = 0
+        self.steps = [0] * len(self.parameters)
+        self._reached: set[int] = set()
+        for i, parameter in enumerate(self.parameters):
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(partial(self._note, i))  # type: ignore[no-untyped-call]
         names = ["moment"] if recipe.kind is SGD else ["moment", "square"]
         self.flat, self.grads = self._gathered([p.data for p in self.parameters]), torch.empty(0)
         self.memory = {name: torch.zeros_like(self.flat) for name in names}
         self._bind()
+
+    def _note(self, number: int, parameter: Tensor) -> None:
+        self._reached.add(number)
 
     def _gathered(self, tensors: Sequence[Tensor]) -> Tensor:
         return torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -146,13 +155,14 @@ class StackedOptimizer(Optimizer):
         nets, count, device = len(self.recipe.groups), len(self.parameters), self.flat.device
         sizes = [p.numel() for p in self.parameters]
         starts = [sum(sizes[:i]) for i in range(count)]
+        self._places = [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]
         owners = []
         self._views: list[Tensor | None] = []
-        for i, (p, start, size) in enumerate(zip(self.parameters, starts, sizes, strict=True)):
-            p.data = self.flat[start : start + size].view(p.shape)
-            self._views.append(self.grads[start : start + size].view(p.shape) if p.requires_grad else None)
+        for i, (p, place) in enumerate(zip(self.parameters, self._places, strict=True)):
+            p.data = self.flat[place].view(p.shape)
+            self._views.append(self.grads[place].view(p.shape) if p.requires_grad else None)
             p.grad = self._views[-1]
-            each = size // max(nets, 1)
+            each = sizes[i] // max(nets, 1)
             owners.append((torch.arange(nets, device=device) * count + i).repeat_interleave(each))
         self._owner = torch.cat(owners) if owners else torch.empty(0, dtype=torch.int64)
         self.refresh()
@@ -185,6 +195,7 @@ class StackedOptimizer(Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Set the gradients to zero; they stay where they are, or come back (Lightning sets them to None once)."""
         self.grads.zero_()
+        self._reached.clear()
         for parameter, view in zip(self.parameters, self._views, strict=True):
             parameter.grad = view
 
@@ -207,12 +218,20 @@ class StackedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.steps += 1
+        still = self._unreached()
+        self.steps = [steps + (i in self._reached) for i, steps in enumerate(self.steps)]
         if self.recipe.kind is SGD:
             self._sgd()
         else:
             self._adam()
+        for flat, place, before in still:
+            flat[place] = before
         return loss
+
+    def _unreached(self) -> list[tuple[Tensor, slice, Tensor]]:
+        """Return what a step must not change: in which flat copy, where, and what is there."""
+        places = [place for i, place in enumerate(self._places) if i not in self._reached]
+        return [(flat, place, flat[place].clone()) for place in places for flat in (self.flat, *self.memory.values())]
 
     def _sgd(self) -> None:
         lr, decay, momentum = (self._wide[name] for name in ("lr", "weight_decay", "momentum"))
@@ -242,11 +261,15 @@ class StackedOptimizer(Optimizer):
         self.flat.addcdiv_(moment * lr, denominator * first, value=-1)
 
     def _correction(self, name: str) -> Tensor | float:
-        """Return ``1 - beta ** t``."""
+        """Return ``1 - beta ** t``; a parameter that never moved counts as if it had, since its step is undone."""
         beta = self._wide[name]
+        steps = [max(1, number) for number in self.steps]
         if isinstance(beta, Tensor):
-            return self._spread(1 - self._tables[name] ** self.steps)
-        return float(1 - beta**self.steps)
+            return self._spread(1 - self._tables[name] ** torch.tensor(steps))
+        moved = {steps[i] for i in self._reached}
+        if len(moved) <= 1:
+            return float(1 - beta ** max(moved, default=1))
+        return self._spread((1 - beta ** torch.tensor(steps, dtype=torch.float64)).expand(len(self.recipe.groups), -1))
 
     def _decayed(self, decay: Tensor | float) -> Tensor:
         if isinstance(decay, Tensor):
@@ -274,11 +297,11 @@ class StackedOptimizer(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return the memory and the hyperparameters, as tensors and numbers."""
         groups = [[{"members": g.members, "knobs": g.knobs, "name": g.name} for g in net] for net in self.recipe.groups]
-        return {"steps": self.steps, "memory": dict(self.memory), "groups": groups}
+        return {"steps": list(self.steps), "memory": dict(self.memory), "groups": groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Put back what :meth:`state_dict` returned, for as many nets as there were."""
-        self.steps = state_dict["steps"]
+        self.steps = list(state_dict["steps"])
         for name, tensor in self.memory.items():
             tensor.copy_(state_dict["memory"][name])
         self.recipe.groups = [[Group(**group) for group in net] for net in state_dict["groups"]]
