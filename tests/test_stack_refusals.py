@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_tricks as lt
 from lightning_tricks._base import UserInputError
+from lightning_tricks.tune._stack_check import check_stack
 from lightning_tricks.tune._stack_net import StackedNet
 
 OPTIONS = {"accelerator": "cpu", "num_sanity_val_steps": 0, "max_epochs": 2, "precision": "64-true"}
@@ -185,3 +186,172 @@ def test_models_that_leave_take_nobody_s_gradients_along():
     assert [run.epochs for run in runs] == [1, 2]
     quiet_trainer(**OPTIONS, val_check_interval=1).fit(alone, Rows())
     assert distance(together[1], alone) < 1e-9
+
+
+# What a model has for itself and no stack keeps.
+
+
+class Penalised(Plain):
+    """Asks a hyperparameter of its own in every step."""
+
+    def __init__(self, l2, lr=0.05):
+        super().__init__(lr)
+        self.save_hyperparameters()
+
+    def training_step(self, batch, batch_idx):
+        penalty = sum(p.square().sum() for p in self.parameters())
+        return super().training_step(batch, batch_idx) + self.hparams.l2 * penalty
+
+
+class Dropping(Plain):
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(F.dropout(batch[0], self.p, self.training)), batch[1])
+
+
+class Weighted(Plain):
+    """The same loss, another gradient."""
+
+    def training_step(self, batch, batch_idx):
+        out = self(batch[0])
+        return F.cross_entropy(out.detach() + self.factor * (out - out.detach()), batch[1])
+
+
+class Scored(Plain):
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", self.factor * F.cross_entropy(self(batch[0]), batch[1]))
+
+
+class Later(Plain):
+    """Differs from the second epoch on."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * (self.factor if self.current_epoch else 1.0)
+
+
+class Hidden(nn.Module):
+    def __init__(self, rate):
+        super().__init__()
+        self.layer, self._rate = nn.Linear(6, 2), rate
+
+    def forward(self, x):
+        return F.dropout(self.layer(x), self._rate, self.training)
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (lambda i: Penalised((0.0, 1e-4)[i]), r"hparams\.l2"),
+        (lambda i: Dropping(p=(0.1, 0.9)[i]), "p"),
+        (lambda i: Weighted(factor=(1.0, 2.0)[i]), "factor"),
+        (lambda i: Scored(factor=(1.0, 2.0)[i]), "factor"),
+        (lambda i: Later(factor=(1.0, 2.0)[i]), "factor"),
+        (lambda i: lt.Classifier(Hidden((0.1, 0.9)[i]), 2), "_rate"),
+    ],
+    ids=["hparams", "dropout", "gradient", "validation", "second epoch", "net"],
+)
+def test_a_number_that_a_step_uses_is_found_by_its_name(make, names):
+    with pytest.raises(UserInputError, match=rf"net 1 says something else than net 0.*differ in {names}\)"):
+        lt.fit_stacked([make(0), make(1)], Rows(), trainer=OPTIONS)
+
+
+class Own(Penalised):
+    """What the refusal advises: the number is a buffer. And rows of its own, dropout, batch norm."""
+
+    def __init__(self, l2, lr, seed):
+        super().__init__(l2, lr)
+        self.register_buffer("l2", torch.tensor(l2))
+        self.register_buffer("rows", torch.randn(60, 6, generator=torch.Generator().manual_seed(seed)))
+        self.norm, self.drop = nn.BatchNorm1d(8), nn.Dropout(0.0)
+
+    def forward(self, x):
+        return self.head(self.drop(self.norm(self.back(x + self.rows[: len(x)])).relu()))
+
+    def training_step(self, batch, batch_idx):
+        penalty = sum(p.square().sum() for p in self.parameters())
+        return F.cross_entropy(self(batch[0]), batch[1]) + self.l2 * penalty
+
+
+def test_tensors_of_its_own_and_numbers_of_the_optimizer_are_a_model_s_right():
+    assert max(distances([Own(0.0, 0.1, seed=1), Own(1e-2, 0.01, seed=2)])) < 1e-9
+
+
+def test_the_check_leaves_nets_stack_and_random_numbers_as_they_were():
+    nets = [GoesThrough(nn.Sequential(nn.BatchNorm1d(6), nn.Dropout(rate))) for rate in (0.2, 0.4)]
+    stack, state = StackedNet(nets), torch.get_rng_state()
+    tensors, modes = [t.clone() for t in stack.tensors()], [m.training for net in nets for m in net.modules()]
+    check_stack(stack, nets, torch.randn(8, 6, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(one, other) for one, other in zip(tensors, stack.tensors(), strict=True))
+    assert [m.training for net in nets for m in net.modules()] == modes
+    assert [net.net[1].p for net in nets] == [0.2, 0.4]
+    assert stack.training
+
+
+def test_layers_in_eval_mode_must_be_the_same():
+    nets = [GoesThrough(nn.BatchNorm1d(6)) for _ in range(2)]
+    nets[1].net.eval()
+    with pytest.raises(UserInputError, match=r"net 0 has net\.training = True and net 1 has False"):
+        StackedNet(nets)
+
+
+# What a step may know and keep.
+
+
+class Timed(Plain):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * (1 + self.current_epoch + 0.1 * self.global_step)
+
+
+class Centred(Plain):
+    """Keeps running means in buffers, one of which it assigns anew."""
+
+    def __init__(self, lr):
+        super().__init__(lr)
+        self.register_buffer("centre", torch.zeros(2))
+        self.register_buffer("scale", torch.ones(2))
+        self.register_buffer("seen", torch.zeros(()))
+
+    def training_step(self, batch, batch_idx):
+        out = self(batch[0])
+        loss = F.cross_entropy((out - self.centre) * self.scale, batch[1])
+        self.centre = 0.9 * self.centre + 0.1 * out.detach().mean(0)
+        self.scale = 0.9 * self.scale + 0.1 * out.detach().std(0)
+        self.seen += 1
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        super().validation_step(batch, batch_idx)
+        self.centre = 0.5 * self.centre
+
+
+@pytest.mark.parametrize("make", [Timed, Centred])
+def test_the_time_and_buffers_are_those_of_a_training_alone(make):
+    assert max(distances([make(0.1), make(0.02)], max_epochs=3)) < 1e-9
+
+
+class Growing(Centred):
+    def training_step(self, batch, batch_idx):
+        self.seen = torch.zeros(3, dtype=self.seen.dtype)
+        return super().training_step(batch, batch_idx)
+
+
+class Asking(Plain):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * self.trainer.optimizers[0].param_groups[0]["lr"]
+
+
+def spectral():
+    return nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(6, 8)), nn.Tanh(), nn.Linear(8, 2))
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: Growing(0.1), r"must keep shape and type, but model\.seen was \(\), .* made it \(3,\)"),
+        (Asking, "the trainer of a stack has no optimizers of a single model"),
+        (lambda: lt.Classifier(spectral(), 2), "vmap cannot run this net: Batching rule not implemented"),
+    ],
+)
+def test_steps_that_no_stack_can_run_are_refused(make, sentence):
+    with pytest.raises(UserInputError, match=sentence):
+        lt.fit_stacked([make(), make()], Rows(), trainer=OPTIONS)

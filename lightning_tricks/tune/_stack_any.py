@@ -1,19 +1,20 @@
 """Stacks of LightningModules that write their steps themselves, by ``torch.func``."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor, nn
-from torch.func import functional_call
 from torchmetrics import Metric
 
 from lightning_tricks._base import UserInputError
 from lightning_tricks.modules import Classifier, Regressor
-from lightning_tricks.tune._stack_net import StackedNet, check_stack
-from lightning_tricks.tune._stack_task import SupervisedTask, Task
+from lightning_tricks.tune._stack_check import check_code, check_stack
+from lightning_tricks.tune._stack_net import StackedNet
+from lightning_tricks.tune._stack_task import Stage, SupervisedTask, Task
 
 # What a subclass may define without a stack having to call it, or which a stack does call.
 _UNUSED = frozenset({"__init__", "configure_optimizers", "predict_step", "test_step", "on_test_epoch_end"})
@@ -68,8 +69,8 @@ class Steps(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, stage: str, batch: Any, batch_idx: int) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """Return the loss of a training step, and what a validation step logs."""
+    def forward(self, stage: str, batch: Any, batch_idx: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of a training step (of validation: 0), and what the step logs."""
         logged: dict[str, Tensor] = {}
 
         def log(name: str, value: Any, **options: Any) -> None:
@@ -91,11 +92,41 @@ class Steps(nn.Module):
         finally:
             del self.model.__dict__["log"], self.model.__dict__["log_dict"]
         if stage != "train":
-            return None, logged
+            return torch.zeros(()), logged
         loss = result["loss"] if isinstance(result, dict) else result
         if not isinstance(loss, Tensor):
             raise UserInputError(f"training_step must return a loss, but it returned {type(loss).__name__}.")
         return loss, logged
+
+
+# What a step may ask the trainer, which is the same for the stack and for a model's own.
+_SHARED = frozenset(
+    {
+        *("current_epoch", "global_step", "max_epochs", "max_steps", "num_training_batches", "num_val_batches"),
+        *("training", "validating", "sanity_checking", "logger", "loggers", "global_rank", "local_rank"),
+        *("world_size", "is_global_zero", "is_last_batch", "precision"),
+    }
+)
+
+
+class Clock:
+    """The trainer as a step of a stacked model sees it.
+
+    Args:
+        trainer: the stack's.
+
+    Attributes:
+        asked: whether a step wanted to know anything.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer, self.asked = trainer, False
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _SHARED:
+            raise AttributeError(f"the trainer of a stack has no {name} of a single model")
+        self.asked = True
+        return getattr(self._trainer, name)
 
 
 class AnyTask(Task):
@@ -109,6 +140,18 @@ class AnyTask(Task):
         self.nets = [Steps(model) for model in models]
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
+        self._clock: Clock | None = None
+
+    def begin(self, stack: StackedNet, trainer: Trainer) -> None:
+        """Tell the steps what time it is."""
+        self._clock = Clock(trainer)
+        skeleton: Any = stack.skeleton()
+        skeleton.model.trainer = self._clock
+
+    @property
+    def timed(self) -> bool:
+        """Whether a step asks what time it is."""
+        return self._clock is not None and self._clock.asked
 
     def names(self) -> list[str]:
         """Return nothing: a step says what it logs when it is run."""
@@ -120,9 +163,26 @@ class AnyTask(Task):
     def keep(self, rows: Sequence[int]) -> None:
         """Do nothing: there is no state per model."""
 
-    def check(self, stack: StackedNet, nets: Sequence[nn.Module], batch: Any) -> None:
-        """Compare the losses of a first batch with each model's own."""
-        check_stack(stack, nets, "train", batch, 0)
+    def check(self, stack: StackedNet, nets: Sequence[nn.Module], batch: Any, stage: Stage, *, again: bool) -> None:
+        """Compare the stack with each model by itself, and the models with each other."""
+        with self._attached(nets):
+            if stage == "train" and not again:
+                check_stack(stack, nets, stage, batch, 0)
+            else:
+                check_code(stack, nets, stage, batch, 0)
+
+    @contextmanager
+    def _attached(self, nets: Sequence[nn.Module]) -> Iterator[None]:
+        """Give the models the time that the stack has."""
+        models: list[Any] = [net.model for net in nets]
+        before = [model._trainer for model in models]
+        try:
+            for model in models:
+                model.trainer = self._clock
+            yield
+        finally:
+            for model, trainer in zip(models, before, strict=True):
+                model.trainer = trainer
 
     def losses(self, stack: StackedNet, batch: Any, batch_idx: int) -> tuple[Tensor, int]:
         """Return the training losses of a batch."""
@@ -142,10 +202,4 @@ class AnyTask(Task):
         return values
 
     def _run(self, stack: StackedNet, stage: str, batch: Any, batch_idx: int) -> Any:
-        return stack.map(lambda net, tensors: _full(functional_call(net, tensors, (stage, batch, batch_idx))))
-
-
-def _full(result: tuple[Tensor | None, dict[str, Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return tensors only, as ``vmap`` wants them."""
-    loss, logged = result
-    return torch.zeros(()) if loss is None else loss, logged
+        return stack(stage, batch, batch_idx)

@@ -13,7 +13,7 @@ from lightning_tricks._base import MissingMetricError, UserInputError
 from lightning_tricks.tune._stack_net import StackedNet
 from lightning_tricks.tune._stack_optimizer import Recipe, StackedOptimizer
 from lightning_tricks.tune._stack_rules import Rules
-from lightning_tricks.tune._stack_task import Task
+from lightning_tricks.tune._stack_task import Stage, Task
 
 
 @dataclass
@@ -79,7 +79,7 @@ class StackedModule(LightningModule):
         self.last = [tensor.clone() for tensor in self.best]
         self._loss_sum: Tensor | float = 0.0
         self._seen = 0
-        self._checked = False
+        self._checked: set[Stage] = set()
 
     # Training.
 
@@ -92,16 +92,23 @@ class StackedModule(LightningModule):
         now = self.stack.tensors()
         self.best = [tensor.to(like) for tensor, like in zip(self.best, now, strict=True)]
         self.last = [tensor.to(like) for tensor, like in zip(self.last, now, strict=True)]
+        self.task.begin(self.stack, self.trainer)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the sum of the losses, whose gradient is each model's own."""
-        if not self._checked:
-            self.task.check(self.stack, [self.task.nets[number] for number in self.live], batch)
-            self._checked = True
+        self._check(batch, batch_idx, "train")
         losses, size = self.task.losses(self.stack, batch, batch_idx)
         self._loss_sum = self._loss_sum + losses.detach() * size
         self._seen += size
         return losses.sum()
+
+    def _check(self, batch: Any, batch_idx: int, stage: Stage) -> None:
+        """Compare the stack with its models: once, or in every epoch if what they do depends on it."""
+        again = stage in self._checked
+        if not again or (batch_idx == 0 and self.task.timed):
+            nets = [self.task.nets[number] for number in self.live]
+            self.task.check(self.stack, nets, batch, stage, again=again)
+            self._checked.add(stage)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
@@ -123,6 +130,7 @@ class StackedModule(LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Take a batch into account."""
+        self._check(batch, batch_idx, "val")
         self.task.measure(self.stack, batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:

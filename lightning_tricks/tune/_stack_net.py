@@ -1,6 +1,7 @@
 """Several nets of one architecture as one module with stacked parameters."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -13,7 +14,7 @@ from lightning_tricks._base import UserInputError
 from lightning_tricks.tune._stack_chain import NotAChainError, layers_of, run_chain
 from lightning_tricks.tune._stack_masks import drop_mask
 
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 _PLAIN = (int, float, str, bool, type(None), tuple, list, torch.dtype)
 
 
@@ -54,7 +55,7 @@ class StackedNet(nn.Module):
         )
         for i, same in enumerate(zip(*(net.buffers() for net in nets), strict=True)):
             self.register_buffer(f"buffer_{i}", torch.stack([b.detach() for b in same]))
-        self._dropouts = [name for name, module in nets[0].named_modules() if type(module) in _DROPOUTS]
+        self._dropouts = [name for name, module in nets[0].named_modules() if type(module) in DROPOUTS]
         for i, name in enumerate(self._dropouts):
             rates = [net.get_submodule(name).p for net in nets]
             self.register_buffer(f"rate_{i}", torch.tensor(rates, dtype=torch.get_default_dtype()))
@@ -110,16 +111,49 @@ class StackedNet(nn.Module):
         return self.map(lambda net, tensors: functional_call(net, tensors, inputs))
 
     def map(self, function: Callable[[nn.Module, dict[str, Tensor]], Any]) -> Any:
-        """Return ``function(skeleton, tensors)`` for all nets by ``vmap``; dropout is drawn for each."""
+        """Return ``function(skeleton, tensors)`` for all nets by ``vmap``; dropout is drawn for each.
+
+        Buffers that the function assigns anew, which ``functional_call`` puts into ``tensors``, are taken over.
+        """
         self._set_mode()
         names = [*self._names, *self._buffer_names]
 
         def one(tensors: dict[str, Tensor], rates: dict[str, Tensor]) -> Any:
+            before = dict(tensors)
             with _own_rates(self.skeleton(), rates):
-                return function(self.skeleton(), tensors)
+                result = function(self.skeleton(), tensors)
+            return result, {n: tensors[n].detach() for n in self._buffer_names if tensors[n] is not before[n]}
 
         tensors = {name: self._found[name] for name in names}
-        return torch.vmap(one, randomness="different")(tensors, dict(self._rates))
+        result, assigned = torch.vmap(one, randomness="different")(tensors, dict(self._rates))
+        if assigned:
+            self._take(assigned)
+        return result
+
+    def _take(self, assigned: dict[str, Tensor]) -> None:
+        """Put new buffers in the place of those that were assigned anew."""
+        for name, new in assigned.items():
+            old = self._found[name]
+            if new.shape != old.shape or new.dtype != old.dtype:
+                raise UserInputError(
+                    f"buffers of a stack must keep shape and type, but {name} was {tuple(old.shape[1:])}, {old.dtype}, "
+                    f"and a step made it {tuple(new.shape[1:])}, {new.dtype}."
+                )
+            with torch.inference_mode(mode=False):  # what validation made must be good for training
+                self._buffers[f"buffer_{self._buffer_names.index(name)}"] = new.clone()
+        self._look()
+
+    @contextmanager
+    def on_copies(self) -> Iterator[None]:
+        """Let a block change copies of the buffers, and forget them afterwards."""
+        kept = dict(self._buffers)
+        self._buffers.update({name: None if tensor is None else tensor.clone() for name, tensor in kept.items()})
+        self._look()
+        try:
+            yield
+        finally:
+            self._buffers.update(kept)
+            self._look()
 
     def tensors_of(self, net: int) -> dict[str, Tensor]:
         """Return the parameters and buffers of one net by name."""
@@ -214,46 +248,6 @@ def check_alike(nets: Sequence[nn.Module]) -> None:
                 )
 
 
-def check_stack(stack: StackedNet, nets: Sequence[nn.Module], *inputs: Any) -> None:
-    """Compare what the stack says about inputs, without dropout, with each net by itself.
-
-    Args:
-        stack: the stack.
-        nets: what it was made of; their own tensors are not looked at.
-        *inputs: of the nets.
-
-    Raises:
-        UserInputError: if ``torch.func`` cannot run the net, or the answers differ.
-    """
-    modes, own = stack.training, [{m: m.training for m in net.modules()} for net in nets]
-    stack.eval()
-    try:
-        with torch.no_grad():
-            together = _first(stack(*inputs))
-            for i, net in enumerate(nets):
-                alone = _first(functional_call(net.eval(), stack.tensors_of(i), inputs))
-                scale = float(alone.abs().nan_to_num().max()) if alone.numel() else 0.0
-                if not torch.allclose(together[i], alone, rtol=1e-3, atol=1e-4 * scale, equal_nan=True):
-                    raise UserInputError(
-                        f"stacked, net {i} says something else than by itself, so it depends on more than its tensors "
-                        f"and dropout rates. {_ADVICE}"
-                    )
-    except (RuntimeError, TypeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserInputError(f"torch.func.vmap cannot run this net: {reason}. {_ADVICE}") from error
-    finally:
-        stack.train(modes)
-        for kept in own:
-            for module, mode in kept.items():
-                module.training = mode
-
-
-def _first(result: Any) -> Tensor:
-    """Return the outputs, or the losses of a step that logs too."""
-    first: Tensor = result[0] if isinstance(result, tuple) else result
-    return first
-
-
 _ADVICE = "Search this without vectorize."
 
 
@@ -263,11 +257,11 @@ def _description(net: nn.Module) -> dict[str, Any]:
     for name, module in net.named_modules():
         prefix = f"{name}." if name else ""
         found[f"{prefix}class"] = type(module).__name__
-        skipped = {"p"} if type(module) in _DROPOUTS else set()  # a subclass may do anything with it
+        skipped = {"p"} if type(module) in DROPOUTS else set()  # a subclass may do anything with it
         # A LightningModule's own numbers are learning rates and the like; whether its steps depend on them is tried.
         kinds = float | int if isinstance(module, LightningModule) else ()
         for key, value in vars(module).items():
-            if not key.startswith("_") and key not in {"training", *skipped} and not isinstance(value, kinds):
+            if not key.startswith("_") and key not in skipped and not isinstance(value, kinds):
                 found.update(_plain(prefix + key, value))
     for name, tensor in (*net.named_parameters(), *net.named_buffers()):
         found[name] = (tuple(tensor.shape), tensor.dtype, tensor.requires_grad)

@@ -3,9 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,13 +15,24 @@ from lightning_tricks.modules import Classifier, Regressor
 from lightning_tricks.modules._base_module import check_finite, split_batch
 from lightning_tricks.modules._losses import gaussian_nll
 from lightning_tricks.modules._targets import check_class_targets, check_regression_targets, hard_targets
-from lightning_tricks.tune._stack_net import StackedNet, check_stack
+from lightning_tricks.tune._stack_check import check_stack
+from lightning_tricks.tune._stack_net import StackedNet
+
+Stage = Literal["train", "val"]
 
 
 class Task(ABC):
     """Abstract: how a stack computes its losses and metrics."""
 
     nets: list[nn.Module]
+
+    def begin(self, stack: StackedNet, trainer: Trainer) -> None:  # noqa: B027 - most tasks need not know
+        """Take note of the trainer before the first batch."""
+
+    @property
+    def timed(self) -> bool:
+        """Whether a step depends on the epoch, so that a check may say something else later."""
+        return False
 
     @abstractmethod
     def losses(self, stack: StackedNet, batch: Any, batch_idx: int) -> tuple[Tensor, int]:
@@ -47,8 +59,15 @@ class Task(ABC):
         """Drop all nets but these."""
 
     @abstractmethod
-    def check(self, stack: StackedNet, nets: Sequence[nn.Module], batch: Any) -> None:
-        """Compare the stack on a first batch with each of its nets by itself.
+    def check(self, stack: StackedNet, nets: Sequence[nn.Module], batch: Any, stage: Stage, *, again: bool) -> None:
+        """Compare the stack on a first batch of training or validation with each of its nets by itself.
+
+        Args:
+            stack: the stack, in the mode of that stage.
+            nets: those that still train.
+            batch: the batch.
+            stage: which.
+            again: whether this was done in an earlier epoch.
 
         Raises:
             UserInputError: if they do not say the same.
@@ -108,9 +127,10 @@ class SupervisedTask(Task):
         if self.smoothing is not None:
             self.smoothing = self.smoothing[list(rows)]
 
-    def check(self, stack: StackedNet, nets: Sequence[nn.Module], batch: Any) -> None:
-        """Compare the stack on a first batch with each net by itself."""
-        check_stack(stack, nets, split_batch(batch)[0])
+    def check(self, stack: StackedNet, nets: Sequence[nn.Module], batch: Any, stage: Stage, *, again: bool) -> None:
+        """Compare the stack on a first batch of training with each net by itself."""
+        if stage == "train":
+            check_stack(stack, nets, split_batch(batch)[0])
 
     def losses(self, stack: StackedNet, batch: Any, batch_idx: int) -> tuple[Tensor, int]:
         """Return the training losses of a batch."""
