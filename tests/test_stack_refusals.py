@@ -355,3 +355,30 @@ def spectral():
 def test_steps_that_no_stack_can_run_are_refused(make, sentence):
     with pytest.raises(UserInputError, match=sentence):
         lt.fit_stacked([make(), make()], Rows(), trainer=OPTIONS)
+
+
+# Searches.
+
+
+def make_model(lr):
+    return lt.Classifier(nn.Linear(6, 2), 2, lr=lr)
+
+
+def make_rows(batch_size=16):
+    return Rows()
+
+
+def suggest(trial):
+    return {"lr": trial.suggest_float("lr", 0.01, 0.1), "batch_size": trial.suggest_categorical("batch_size", [8, 16])}
+
+
+def find(folder, data, space, **options):
+    given = {"trials": 2, "method": "random", "trainer": OPTIONS, "retrain": 0, "start_method": "fork", **options}
+    return lt.search(make_model, data, space, folder=folder, report=False, progress=False, **given)
+
+
+def test_hyperparameters_of_the_data_that_a_function_suggests_are_refused(tmp_path):
+    with pytest.raises(UserInputError, match="share their batches, but the data takes the hyperparameter 'batch_size'"):
+        find(tmp_path, make_rows, suggest, vectorize=True)
+    assert not (tmp_path / "stacks").exists()
+    assert len(find(tmp_path, make_rows, suggest).runs) == 2, "the point is given back, so that the search can go on"

@@ -16,7 +16,7 @@ from lightning_tricks.tune._pool import Pool, StartMethod, context_for
 from lightning_tricks.tune._records import mean_and_sd, ordered
 from lightning_tricks.tune._result import Retrained, SearchResult
 from lightning_tricks.tune._space import Space, check_space
-from lightning_tricks.tune._trial_process import Job, called_with
+from lightning_tricks.tune._trial_process import Job
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -185,17 +185,13 @@ def _write_report(result: SearchResult) -> None:
 
 def _stack_runner(vectorize: bool | int, prune: Any, space: Space, job: Job) -> "type[StackRunner]":
     """Return what runs a search in stacks, if it can be run so."""
-    from lightning_tricks.tune._stack_runner import StackRunner
+    from lightning_tricks.tune._stack_runner import StackRunner, check_shared
 
     check_range("vectorize", vectorize, low=1)
     if prune is not None:
         raise UserInputError("prune gives up single trainings and cannot be combined with vectorize. Give one of them.")
-    asked = {} if callable(space) else called_with(job.data, space) if callable(job.data) else {}
-    if asked:
-        raise UserInputError(
-            f"stacked trials share their batches, but the data takes the hyperparameter {', '.join(map(repr, asked))}. "
-            "Search it without vectorize, or leave it out of the space."
-        )
+    if not callable(space):  # what a function suggests is known only when it is asked
+        check_shared(job.data, space)
     return StackRunner
 
 

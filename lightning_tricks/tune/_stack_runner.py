@@ -1,6 +1,7 @@
 """The search's loop when trials are trained in stacks: ask for a batch of points, train it, tell all results."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -18,7 +19,7 @@ from lightning_tricks.tune._runner import _FAILURES_IN_A_ROW, Runner, _give_back
 from lightning_tricks.tune._slots import SlotSampler
 from lightning_tricks.tune._stack_job import results_of, stack_of
 from lightning_tricks.tune._study import counted
-from lightning_tricks.tune._trial_process import Job
+from lightning_tricks.tune._trial_process import Job, called_with
 
 # Samplers that do not learn from one trial to the next may fill a stack; those that do, as much as they can bear.
 MOST_AT_ONCE = 64
@@ -72,6 +73,11 @@ class StackRunner(Runner):
             except optuna.TrialPruned:  # the end of a grid
                 self.study.tell(trial, state=TrialState.PRUNED)
                 break
+            try:
+                check_shared(self.pool.job.data, params)
+            except UserInputError:
+                _give_back(self.study, self.chosen, trial)
+                raise
             job = self._job(trial, params)
             self.pulse.start(trial._trial_id, partial(self._beat, trial, job.folder))
             self.asked.append((trial, job))
@@ -140,6 +146,24 @@ class StackRunner(Runner):
             self.pulse.stop(trial._trial_id)
             _give_back(self.study, self.chosen, trial)
         self.stacks, self.asked = [], []
+
+
+def check_shared(data: Any, params: Mapping[str, Any]) -> None:
+    """Refuse hyperparameters of the data, which all trials of a stack share.
+
+    Args:
+        data: a DataModule, or what returns one.
+        params: hyperparameters by name.
+
+    Raises:
+        UserInputError: if the data takes any of them.
+    """
+    asked = called_with(data, params) if callable(data) else {}
+    if asked:
+        raise UserInputError(
+            f"stacked trials share their batches, but the data takes the hyperparameter {', '.join(map(repr, asked))}. "
+            "Search it without vectorize, or leave it out of the space."
+        )
 
 
 def _dealt(jobs: list[Job], parts: int) -> list[list[Job]]:
