@@ -150,6 +150,7 @@ def search(
         check_range("folds", folds, low=2)
     elif prune == "wilcoxon":
         raise UserInputError("prune='wilcoxon' compares folds with folds. Give folds=5, say, or prune='asha'.")
+    _check_trainer(trainer or {})
     space = check_space(space)
     mode = infer_mode(monitor, mode)
     folder = Path(folder)
@@ -174,6 +175,15 @@ def search(
     if report:
         _write_report(result)
     return result
+
+
+def _check_trainer(options: Mapping[str, Any]) -> None:
+    """Refuse what every training gets from the search."""
+    for name, instead in (("callbacks", "callbacks"), ("logger", "logger"), ("default_root_dir", "folder")):
+        if name in options:
+            raise UserInputError(
+                f"each training has {name} of its own: pass {instead}=... to search, not trainer={{{name!r}: ...}}."
+            )
 
 
 def _write_report(result: SearchResult) -> None:
