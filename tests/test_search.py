@@ -130,6 +130,21 @@ def test_bad_input_gets_a_sentence(options, sentence, tmp_path):
         find(folder=tmp_path / "s", **options)
 
 
+@pytest.mark.parametrize("name", ["callbacks", "logger", "default_root_dir"])
+def test_what_each_training_has_of_its_own_is_refused_before_anything_is_written(name, tmp_path):
+    with pytest.raises(UserInputError, match=f"each training has {name} of its own: pass .* not trainer={{'{name}'"):
+        find(folder=tmp_path / "s", trainer={name: False})
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Choices for a categorical distribution should be")
+def test_options_of_a_choice_may_be_tuples(tmp_path):
+    space = {"start": lt.Choice([(1,), (2, 3)])}
+    options = {"method": "grid", "trials": 2, "folder": tmp_path / "s"}
+    result = find(space=space, make_model=lambda start: Slope(start=sum(start)), **options)
+    assert sorted(row["start"] for row in result.runs) == ["[1]", "[2, 3]"]
+
+
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [

@@ -1,5 +1,6 @@
 """What the slot-keyed samplers share: claiming a slot, waiting for a round, repairing what dead workers left."""
 
+import json
 import os
 import threading
 import time
@@ -234,7 +235,9 @@ class SlotSampler(BaseSampler):
         noted = study._storage.get_study_system_attrs(study._study_id).get(self._prefix)
         if noted is None:
             study._storage.set_study_system_attr(study._study_id, self._prefix, mine)
-        elif noted != mine:
+            return
+        noted, mine = _as_json(noted), _as_json(mine)  # which makes lists of tuples, in some storages
+        if noted != mine:
             differ = [f"{k}={noted.get(k)!r} (now {mine.get(k)!r})" for k in mine if noted.get(k) != mine.get(k)]
             raise UserInputError(
                 f"the study {study.study_name!r} was begun by {type(self).__name__} with {', '.join(differ)}. "
@@ -243,6 +246,11 @@ class SlotSampler(BaseSampler):
 
 
 _PROCESS_STATE = frozenset({"_pulse", "_watch", "_asked_by", "_pid"})
+
+
+def _as_json(settings: dict[str, Any]) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(json.dumps(settings, default=repr))
+    return told
 
 
 def at_unit(distribution: BaseDistribution, unit: float) -> Any:
