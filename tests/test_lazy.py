@@ -38,7 +38,7 @@ def test_lazy_weights_are_penalised():
 @pytest.mark.parametrize("watch", [NormMonitor, LRFinder, Preflight, lambda: Diagnosis(report=None)])
 def test_what_needs_the_sizes_at_the_start_says_so(watch):
     trainer = quiet_trainer(num_sanity_val_steps=0, callbacks=[watch()])  # so that no batch comes before
-    with pytest.raises(UserInputError, match=r"net\.1\.weight, \.\.\. are lazy\. Run one batch through the model first"):
+    with pytest.raises(UserInputError, match=r"net\.1\.weight, \.\.\. are lazy\. Run one batch through"):
         trainer.fit(Classifier(lazy_net(), 2), data(), data())
 
 
