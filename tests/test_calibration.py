@@ -240,3 +240,7 @@ def test_bad_input_gets_a_sentence(call, message):
 
 def test_nine_rows_are_enough_for_nine_tenths():
     assert u.ConformalInterval.fit(torch.zeros(9), torch.arange(9.0), level=0.9).radius == 8
+
+
+def test_a_spread_may_be_scaled_down():
+    assert u.SpreadScaling(0.5).factor == 0.5

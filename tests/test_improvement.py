@@ -1,5 +1,6 @@
 """The rule of what improved: against torch where torch is right, and against a slow obvious version."""
 
+import itertools
 import math
 
 import pytest
@@ -137,6 +138,31 @@ def test_a_value_that_is_not_finite_is_a_miss_and_never_the_best(bad):
     assert (first.finite, first.counted, first.new_best, rule.best) == (False, True, False, None)
     assert rule.update(bad).exhausted
     assert rule.update(1.0).improved
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize("kind", ["absolute", "relative"])
+def test_all_short_curves_agree_with_a_slow_obvious_version(mode, kind):
+    """Values and margins so near to each other that a wrong bar shows, where drawn ones seldom meet it."""
+    options = {"mode": mode, "patience": 1}
+    for margin, *curve in itertools.product([0.25, 0.5], *[[-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0]] * 3):
+        rule = Improvement(**options, margin=margin, margin_kind=kind)
+        verdicts = [rule.update(value).improved for value in curve]
+        slow = slow_history(curve, **options, margin=margin, relative=kind == "relative", start_from=0, nan="count")
+        assert verdicts == [improved for _, improved, _ in slow]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"margin": math.inf}, r"^margin must be in \[0, inf\)"),
+        ({"margin": -1e-9}, r"^margin must be in"),
+        ({"margin_kind": "rel"}, r"^margin_kind must be one of absolute, relative"),
+    ],
+)
+def test_bad_margins_get_a_sentence(options, message):
+    with pytest.raises(UserInputError, match=message):
+        Improvement(mode="min", patience=1, **options)
 
 
 def test_relative_margin_of_a_negative_metric():

@@ -78,6 +78,22 @@ def test_votes_by_counting():
     torch.testing.assert_close(u.variation_ratio(probs), torch.tensor(want))
 
 
+def test_a_half_is_a_yes():
+    assert u.variation_ratio(torch.tensor([[0.5], [0.5], [0.4]]), class_dim=None).item() == pytest.approx(1 / 3)
+
+
+def test_rounding_just_outside_of_probabilities_is_taken_back():
+    rounded = torch.tensor([[[-5e-5, 1.0009]], [[-5e-5, 1.0009]]], dtype=torch.float64)
+    exact = torch.tensor([[[0.0, 1.0]], [[0.0, 1.0]]], dtype=torch.float64)
+    assert torch.equal(u.expected_entropy(rounded), u.expected_entropy(exact))
+    assert torch.equal(u.variation_ratio(rounded), u.variation_ratio(exact))
+
+
+def test_one_pass_has_an_entropy():
+    probs = passes(1, 4, 2)
+    torch.testing.assert_close(u.predictive_entropy(probs), u.expected_entropy(probs))
+
+
 def test_a_class_nobody_considers_adds_nothing():
     two = torch.rand(6, 4, 1)
     probs = torch.cat([two, 1 - two], dim=2)
@@ -92,6 +108,8 @@ def test_pixels_time_steps_and_yes_or_no(measure):
     pixels = measure(probs)
     assert pixels.shape == (2, 4, 6)
     torch.testing.assert_close(measure(probs.movedim(2, -1), class_dim=-1), pixels)
+    torch.testing.assert_close(measure(probs.movedim(2, 3), class_dim=3 - 5), pixels)
+    torch.testing.assert_close(measure(probs, class_dim=2 - 5), pixels)
     torch.testing.assert_close(measure(probs[..., 1, 2]), pixels[..., 1, 2])
     yes = torch.rand(5, 2, 3)
     torch.testing.assert_close(measure(yes, class_dim=None), measure(torch.stack([yes, 1 - yes], 2)))
@@ -100,7 +118,9 @@ def test_pixels_time_steps_and_yes_or_no(measure):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: u.predictive_entropy(torch.randn(3, 4, 2) * 5), "Apply softmax"),
+        (lambda: u.predictive_entropy(torch.randn(3, 4, 2) * 5), "^expected probabilities between 0 and 1, .* softmax"),
+        (lambda: u.predictive_entropy(torch.full((3, 4, 2), -2e-4)), "got values from -0.0002"),
+        (lambda: u.predictive_entropy(torch.full((3, 4, 2), 1.002)), "got values from 1.002"),
         (lambda: u.mutual_information(torch.rand(1, 4, 2)), "at least 2 stochastic passes"),
         (lambda: u.monte_carlo_error(torch.rand(1, 4)), "at least 2 stochastic passes"),
         (lambda: u.predictive_entropy(torch.rand(3, 4)), "class_dim=None for the probability"),
