@@ -683,7 +683,7 @@ def test_vertex_is_that_of_a_ridge_regression():
     belief = np.sqrt(0.01 * 30) * np.eye(5)[1:]
     design = np.concatenate([np.column_stack([np.ones(30), points, points**2]), belief])
     wanted = np.concatenate([(tame - tame.mean()) / tame.std(), belief @ [0, 0, 0, 0.5, 0.5]])
-    _, a, b, aa, bb = np.linalg.lstsq(design, wanted)[0]
+    _, a, b, aa, bb = np.linalg.lstsq(design, wanted, rcond=None)[0]
     assert vertex(points, losses) == pytest.approx([-a / (2 * aa), -b / (2 * bb)])
 
 

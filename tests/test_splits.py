@@ -259,7 +259,10 @@ BAD = {
     "times": (lambda: splits.holdout(9, time=[1] * 9), "only 1 different times"),
     "both": (lambda: splits.holdout(9, time=range(9), groups=range(9)), "time order excludes stratify and groups"),
     "one group": (lambda: splits.holdout(9, groups=[0] * 9), "9 rows cannot give up a part of 20% as asked"),
-    "one mixed group": (lambda: splits.holdout(30, groups=[0] * 30, stratify=[0, 1] * 15), "30 rows cannot give up"),
+    "one mixed group": (
+        lambda: splits.holdout(30, groups=[0] * 30, stratify=[0, 1] * 15),
+        "30 rows (cannot give up|would be empty)",
+    ),
     "k": (lambda: splits.k_fold(10, 1), r"k must be in \[2"),
     "rows": (lambda: splits.k_fold(3, 5), "5 folds need at least 5 rows, but got 3"),
     "class": (lambda: splits.k_fold(9, 3, stratify=[0] * 7 + [1] * 2), "3 stratified folds need .* class 1 has 2"),
