@@ -27,6 +27,11 @@ def test_lazy_weights_decay_and_nothing_else_does():
     ]
 
 
+def test_lazy_norms_do_not_decay():
+    groups = param_groups(nn.Sequential(nn.LazyConv1d(4, 3), nn.LazyInstanceNorm1d(affine=True)), 0.1)
+    assert [(g["name"], len(g["params"])) for g in groups] == [("decay", 1), ("no_decay", 3)]
+
+
 def test_lazy_weights_are_penalised():
     penalty = WeightPenalty(max_norm=0.1)
     model = Classifier(lazy_net(), 2, lr=0.1)

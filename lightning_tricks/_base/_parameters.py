@@ -5,7 +5,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_tricks._base._messages import UserInputError
 
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # batch and instance norms
 
 
 def is_matrix(module: nn.Module, key: str, parameter: Tensor) -> bool:
@@ -17,7 +17,7 @@ def is_matrix(module: nn.Module, key: str, parameter: Tensor) -> bool:
         [True, False, False, False]
     """
     if is_lazy(parameter):
-        return key != "bias" and not isinstance(module, _NORMS)
+        return key != "bias" and not isinstance(module, NORMS)
     return parameter.ndim >= 2
 
 

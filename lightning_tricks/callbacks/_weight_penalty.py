@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_tricks._base import UserInputError, check_choice, check_range, is_matrix, log_metrics, warn_once
+from lightning_tricks._base import NORMS, UserInputError, check_choice, check_range, is_matrix, log_metrics, warn_once
 from lightning_tricks.callbacks._penalty import (
     add_penalty_gradient,
     limit_rows,
@@ -132,13 +132,12 @@ class WeightPenalty(Callback):
         return {**self.__dict__, "_handles": [], "_names": {}, "_unit_axes": {}}
 
     def _select(self, model: nn.Module) -> None:
-        norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
         self._names, self._unit_axes = {}, {}
         for path, module in model.named_modules():
             for key, parameter in module.named_parameters(recurse=False):
                 name = f"{path}.{key}" if path else key
                 wanted = any(matches(name, p) for p in self.match) and not any(matches(name, p) for p in self.skip)
-                if wanted and is_matrix(module, key, parameter) and not isinstance(module, norms):
+                if wanted and is_matrix(module, key, parameter) and not isinstance(module, NORMS):
                     self._names[id(parameter)] = name
                     self._unit_axes[id(parameter)] = int(getattr(module, "transposed", False))
         if not self._names:
@@ -148,9 +147,11 @@ class WeightPenalty(Callback):
             )
 
     def _weights_of(self, optimizer: Optimizer) -> list[Tensor]:
-        """Return the chosen weights that the optimizer trains: it does not touch a frozen one either."""
-        found = (p for group in optimizer.param_groups for p in group["params"] if id(p) in self._names)
-        return [p for p in found if p.requires_grad]
+        return [p for group in optimizer.param_groups for p in self._weights_in(group)]
+
+    def _weights_in(self, group: dict[str, Any]) -> list[Tensor]:
+        """Return the chosen weights of a group that the optimizer trains: it does not touch a frozen one either."""
+        return [p for p in group["params"] if id(p) in self._names and p.requires_grad]
 
     def _gradient(self, parameter: Tensor) -> Tensor:
         """Return the gradient, zeros where the loss did not use the parameter: the penalty still does."""
@@ -165,12 +166,12 @@ class WeightPenalty(Callback):
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        rates = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
-        for parameter in self._weights_of(optimizer):
-            if self.method == "proximal":
-                soft_threshold(local(parameter), rates[id(parameter)] * self.l1)
-            if self.max_norm is not None:
-                limit_rows(parameter, self.max_norm, axis=self._unit_axes[id(parameter)])
+        for group in optimizer.param_groups:
+            for parameter in self._weights_in(group):
+                if self.method == "proximal":
+                    soft_threshold(local(parameter), float(group["lr"]) * self.l1)
+                if self.max_norm is not None:
+                    limit_rows(parameter, self.max_norm, axis=self._unit_axes[id(parameter)])
 
     def _remove_hooks(self) -> None:
         for handle in self._handles:

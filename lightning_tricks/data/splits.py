@@ -15,6 +15,7 @@ Example:
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -358,13 +359,9 @@ def _cut_by_class_and_group(
 
 
 def _nearest_ratio(share: float, most: int) -> tuple[int, int]:
-    """Return the ``p`` and ``q``, at most ``most``, whose ratio within (0, 1) is nearest to the share."""
-
-    def numerator(q: int) -> int:
-        return min(max(round(share * q), 1), q - 1)
-
-    nearest = min(range(2, max(2, most) + 1), key=lambda q: abs(numerator(q) / q - share))
-    return numerator(nearest), nearest
+    """Return ``p`` and ``q``, at most ``most`` but at least 2, whose ratio within (0, 1) is nearest to the share."""
+    least = Fraction(1, max(2, most))
+    return min(max(Fraction(share).limit_denominator(least.denominator), least), 1 - least).as_integer_ratio()
 
 
 def _by_time(time: npt.NDArray[Any], shares: Sequence[float]) -> list[list[int]]:

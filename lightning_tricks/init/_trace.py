@@ -13,17 +13,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
+from lightning_tricks import _base
 from lightning_tricks._base import UserInputError, isolated_rng, preserved_modes
 
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 SOURCES = (*LAYERS, nn.Embedding, nn.EmbeddingBag)
-NORMS = (
-    nn.modules.batchnorm._NormBase,  # batch and instance norm, synchronised ones too
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-    nn.LocalResponseNorm,
-)
+NORMS = (*_base.NORMS, nn.LocalResponseNorm)
 _SATURATING = {"hardsigmoid", "hardtanh", "log_softmax", "logsigmoid", "sigmoid", "softmax", "softsign", "tanh"}
 _RECTIFYING = {
     "celu",

@@ -5,6 +5,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
 from lightning_tricks._base import UserInputError
 from lightning_tricks.optim import build_optimizer
@@ -55,6 +56,9 @@ class SupervisedModule(LightningModule):
         example_input: a batch for the model summary and the graph; guessed for MLP and ConvNet.
     """
 
+    val_metrics: MetricCollection
+    test_metrics: MetricCollection
+
     def __init__(
         self,
         net: nn.Module,
@@ -73,6 +77,14 @@ class SupervisedModule(LightningModule):
         self.weight_decay = weight_decay
         self.example_input_array = _guess_example(net) if example_input is None else example_input
         build_optimizer(optimizer, nn.Linear(1, 1), lr, weight_decay=weight_decay)  # a bad name is said now
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget what an interrupted validation left."""
+        self.val_metrics.reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Forget what an interrupted test left."""
+        self.test_metrics.reset()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Build the optimizer over parameter groups in which biases and norms do not decay."""

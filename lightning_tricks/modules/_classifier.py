@@ -136,13 +136,9 @@ class Classifier(SupervisedModule):
         if stage == "test" and self.confusion is not None:
             self.confusion.update(probs, labels)
 
-    def on_validation_epoch_start(self) -> None:
-        """Forget what an interrupted validation left."""
-        self.val_metrics.reset()
-
     def on_test_epoch_start(self) -> None:
         """Forget what an interrupted test left."""
-        self.test_metrics.reset()
+        super().on_test_epoch_start()
         if self.confusion is not None:
             self.confusion.reset()
 

@@ -113,8 +113,7 @@ class MCDropoutPredictor(LightningModule):
         self._quantiles, self._keep_samples, self._tau = tuple(quantiles), keep_samples, tau
         self._stream()  # a bad option is said now
         self._places = RowPlaces()
-        self._metrics = nn.ModuleList([OffAndOn(self.task)])
-        self._rankings = [UncertainRows(self.task)]
+        self._begin()
         self._engine = MCEngine(
             model,
             samples=samples,
@@ -294,7 +293,6 @@ class MCDropoutPredictor(LightningModule):
             self.log_dict({f"{stage}_{name}{behind}": value for name, value in values.items()}, sync_dist=True)
             log_answers(self.trainer, stage + behind, answers)
             ranking.log(self.trainer, stage + behind)
-        del self._metrics[1:], self._rankings[1:]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the weights of a checkpoint that was written while the model trained on its own.

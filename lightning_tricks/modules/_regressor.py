@@ -102,14 +102,6 @@ class Regressor(SupervisedModule):
             metrics.update(mean.detach().contiguous(), y.contiguous())
         return loss
 
-    def on_validation_epoch_start(self) -> None:
-        """Forget what an interrupted validation left."""
-        self.val_metrics.reset()
-
-    def on_test_epoch_start(self) -> None:
-        """Forget what an interrupted test left."""
-        self.test_metrics.reset()
-
     def on_validation_epoch_end(self) -> None:
         """Log the metrics over the whole validation set."""
         self.log_dict(self.val_metrics.compute(), sync_dist=True)
