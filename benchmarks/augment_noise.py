@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks.timing import interleaved
-from lightning_tricks.data.augment._noise import _exact, _from_bank
+from lightning_tricks.data.augment.ops._noise import _exact, _from_bank
 
 SAMPLES, NUMBERS = 256, 3 * 32 * 32
 

@@ -18,7 +18,7 @@ HEAD = """# Early stopping and plateaus: ours and the usual classes
 
 Each row is a small run that both classes go through. The page is written by
 [`python -m benchmarks.stopping_peers`](benchmarks.md#stopping_peers), and the same runs are tests
-(`tests/test_stopping_faults.py`), which fail when a peer is mended.
+(`tests/callbacks/test_stopping_faults.py`), which fail when a peer is mended.
 Run with lightning {lightning} and torch {torch}.
 
 | what happens | whose class | theirs | ours |

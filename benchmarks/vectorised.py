@@ -23,8 +23,8 @@ from torch.nn import functional as F
 
 import lightning_tricks as lt
 from benchmarks.timing import interleaved, report
-from lightning_tricks.tune._stack_net import StackedNet
-from lightning_tricks.tune._stack_optimizer import StackedOptimizer, recipe_of
+from lightning_tricks.stacked._net import StackedNet
+from lightning_tricks.stacked._optimizer import StackedOptimizer, recipe_of
 
 ROWS, INPUTS, HIDDEN, BATCH = 1280, 13, 50, 128
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, "logger": False}

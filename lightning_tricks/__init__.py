@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from lightning_tricks.callbacks import Preflight as Preflight
     from lightning_tricks.callbacks import PruningCallback as PruningCallback
     from lightning_tricks.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
-    from lightning_tricks.callbacks import TolerantWandbLogger as TolerantWandbLogger
     from lightning_tricks.callbacks import WeightInit as WeightInit
     from lightning_tricks.callbacks import WeightPenalty as WeightPenalty
     from lightning_tricks.callbacks import lr_find as lr_find
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from lightning_tricks.data import BatchAugment as BatchAugment
     from lightning_tricks.data import DigitsDataModule as DigitsDataModule
     from lightning_tricks.data import ImageDataModule as ImageDataModule
+    from lightning_tricks.data import SplitDataModule as SplitDataModule
     from lightning_tricks.data import TabularDataModule as TabularDataModule
     from lightning_tricks.data import TextDataModule as TextDataModule
     from lightning_tricks.diagnosis import Finding as Finding
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from lightning_tricks.diagnosis import check as check
     from lightning_tricks.init import InitReport as InitReport
     from lightning_tricks.init import init_weights as init_weights
+    from lightning_tricks.loggers import TolerantWandbLogger as TolerantWandbLogger
     from lightning_tricks.modules import Classifier as Classifier
     from lightning_tricks.modules import MCDropoutPredictor as MCDropoutPredictor
     from lightning_tricks.modules import Regressor as Regressor
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from lightning_tricks.nets import convert_norm as convert_norm
     from lightning_tricks.optim import build_optimizer as build_optimizer
     from lightning_tricks.optim import param_groups as param_groups
+    from lightning_tricks.stacked import fit_stacked as fit_stacked
     from lightning_tricks.tune import Choice as Choice
     from lightning_tricks.tune import CoarseToFineSampler as CoarseToFineSampler
     from lightning_tricks.tune import CVResult as CVResult
@@ -58,11 +60,12 @@ if TYPE_CHECKING:
     from lightning_tricks.tune import Int as Int
     from lightning_tricks.tune import SearchResult as SearchResult
     from lightning_tricks.tune import cross_validate as cross_validate
-    from lightning_tricks.tune import fit_stacked as fit_stacked
+    from lightning_tricks.tune import explain as explain
+    from lightning_tricks.tune import join as join
     from lightning_tricks.tune import search as search
     from lightning_tricks.uncertainty import mc_forward as mc_forward
 
-# Where each public name lives. `tests/test_public_api.py` keeps this and the imports above in step.
+# Where each public name lives. `tests/project/test_public_api.py` keeps this and the imports above in step.
 _ROOM_OF = {
     "ActivationMonitor": "callbacks",
     "BatchAugment": "data",
@@ -92,10 +95,11 @@ _ROOM_OF = {
     "Regressor": "modules",
     "Report": "diagnosis",
     "SearchResult": "tune",
+    "SplitDataModule": "data",
     "TTAPredictor": "modules",
     "TabularDataModule": "data",
     "TextDataModule": "data",
-    "TolerantWandbLogger": "callbacks",
+    "TolerantWandbLogger": "loggers",
     "WeightInit": "callbacks",
     "WeightPenalty": "callbacks",
     "build_net": "nets",
@@ -103,8 +107,10 @@ _ROOM_OF = {
     "check": "diagnosis",
     "convert_norm": "nets",
     "cross_validate": "tune",
-    "fit_stacked": "tune",
+    "explain": "tune",
+    "fit_stacked": "stacked",
     "init_weights": "init",
+    "join": "tune",
     "lr_find": "callbacks",
     "mc_forward": "uncertainty",
     "param_groups": "optim",

@@ -5,11 +5,11 @@ from typing import Literal
 from lightning.pytorch import Callback
 
 from lightning_tricks._base import check_range
-from lightning_tricks.callbacks._early_stopping import EarlyStopping
 from lightning_tricks.callbacks._exact_resume import ExactResume
-from lightning_tricks.callbacks._norm_monitor import NormMonitor
-from lightning_tricks.callbacks._plateau import ReduceLROnPlateau
 from lightning_tricks.callbacks._weight_init import WeightInit
+from lightning_tricks.callbacks.learning_rate._plateau import ReduceLROnPlateau
+from lightning_tricks.callbacks.norms._norm_monitor import NormMonitor
+from lightning_tricks.callbacks.stopping._early_stopping import EarlyStopping
 
 
 def recipe(

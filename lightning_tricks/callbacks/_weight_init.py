@@ -20,8 +20,7 @@ from lightning_tricks._base import (
     log_table,
     warn_once,
 )
-from lightning_tricks.init import COLUMNS, InitReport, init_weights, is_small, untouched_modules
-from lightning_tricks.init._api import SCHEMES, Scheme
+from lightning_tricks.init import COLUMNS, SCHEMES, InitReport, Scheme, init_weights, is_small, untouched_modules
 
 
 class WeightInit(Callback):

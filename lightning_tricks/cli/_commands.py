@@ -20,7 +20,7 @@ from lightning_tricks.cli._main import TRAINER_COMMANDS
 from lightning_tricks.cli._table import print_report
 from lightning_tricks.cli._tune import add_tune_options, tune
 from lightning_tricks.cli._usage import NO_DATA, UsageError
-from lightning_tricks.data._datamodule import SplitDataModule
+from lightning_tricks.data import SplitDataModule
 from lightning_tricks.diagnosis import Report, check
 from lightning_tricks.modules import MCDropoutPredictor
 

@@ -60,8 +60,7 @@ def tune(cli: TricksCLI) -> int:
 
 
 def _search(cli: TricksCLI, settings: Mapping[str, Any], parts: "Mapping[str, PartOf]") -> Any:
-    from lightning_tricks.tune import search
-    from lightning_tricks.tune._space import check_space, space_of
+    from lightning_tricks.tune import check_space, search, space_of
 
     space = settings["space"]
     if space is None or settings["trials"] is None:

@@ -1,8 +1,9 @@
 """Splits, DataModules and augmentation."""
 
 from lightning_tricks.data import splits as splits
-from lightning_tricks.data._digits import DigitsDataModule as DigitsDataModule
-from lightning_tricks.data._image import ImageDataModule as ImageDataModule
-from lightning_tricks.data._tabular import TabularDataModule as TabularDataModule
-from lightning_tricks.data._text import TextDataModule as TextDataModule
+from lightning_tricks.data._datamodule import SplitDataModule as SplitDataModule
 from lightning_tricks.data.augment import BatchAugment as BatchAugment
+from lightning_tricks.data.images._datamodule import ImageDataModule as ImageDataModule
+from lightning_tricks.data.images._digits import DigitsDataModule as DigitsDataModule
+from lightning_tricks.data.tables._datamodule import TabularDataModule as TabularDataModule
+from lightning_tricks.data.texts._datamodule import TextDataModule as TextDataModule

@@ -14,15 +14,15 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from lightning_tricks._base import UserInputError, check_choice, isolated_rng, require_sizes
-from lightning_tricks.diagnosis import _rules_data as of_data
-from lightning_tricks.diagnosis import _rules_layers as of_layers
-from lightning_tricks.diagnosis import _rules_outputs as of_outputs
-from lightning_tricks.diagnosis import _rules_parameters as of_parameters
-from lightning_tricks.diagnosis import _tryout as tryout
+from lightning_tricks.diagnosis import _overfit_test as overfit_test
 from lightning_tricks.diagnosis._finding import Finding
 from lightning_tricks.diagnosis._losses import LossCall
 from lightning_tricks.diagnosis._probe import Probe, samples_of, untouched
 from lightning_tricks.diagnosis._report import Report
+from lightning_tricks.diagnosis.rules import _data as of_data
+from lightning_tricks.diagnosis.rules import _layers as of_layers
+from lightning_tricks.diagnosis.rules import _outputs as of_outputs
+from lightning_tricks.diagnosis.rules import _parameters as of_parameters
 
 Budget = Literal["quick", "full"]
 
@@ -107,8 +107,8 @@ def rules_for(probe: Probe, budget: Budget) -> dict[str, Callable[[], list[Findi
             rules |= _running_rules(probe)
             if budget == "full":
                 rules["input-nonfinite"] = lambda: _samples_finite(probe)
-                rules["cannot-overfit"] = lambda: tryout.overfit(probe)
-                rules["input-ignored"] = lambda: tryout.unrelated(probe)
+                rules["cannot-overfit"] = lambda: overfit_test.overfit(probe)
+                rules["input-ignored"] = lambda: overfit_test.unrelated(probe)
     return rules
 
 

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from lightning_tricks._base import isolated_rng
 from lightning_tricks.diagnosis._losses import LossCall, LossSpy
-from lightning_tricks.diagnosis._rules_data import sample_input, sample_label
-from lightning_tricks.diagnosis._rules_layers import LayerCall, trace_layers
+from lightning_tricks.diagnosis.rules._data import sample_input, sample_label
+from lightning_tricks.diagnosis.rules._layers import LayerCall, trace_layers
 
 _SAMPLES = 256
 _BATCH = 32

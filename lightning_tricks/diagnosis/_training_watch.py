@@ -6,8 +6,8 @@ from typing import Any
 
 from lightning_tricks.diagnosis._evidence import Evidence, symptom_of
 from lightning_tricks.diagnosis._finding import Finding, Severity
-from lightning_tricks.diagnosis._rules_training import TRAINING_RULES
 from lightning_tricks.diagnosis._thresholds import Thresholds
+from lightning_tricks.diagnosis.rules._training import TRAINING_RULES
 
 _GRAVITY: dict[Severity, int] = {"info": 0, "warning": 1, "error": 2}
 _AT_ONCE = frozenset({"nonfinite"})

@@ -1,5 +1,7 @@
 """Weight initialisation: rules, by name or by looking at the net."""
 
+from lightning_tricks.init._api import SCHEMES as SCHEMES
+from lightning_tricks.init._api import Scheme as Scheme
 from lightning_tricks.init._api import init_weights as init_weights
 from lightning_tricks.init._api import matches as matches
 from lightning_tricks.init._gains import kaiming_gain as kaiming_gain

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from lightning_tricks._base import UserInputError
-from lightning_tricks.optim import build_optimizer
-from lightning_tricks.optim._build import OptimizerName
+from lightning_tricks.optim import OptimizerName, build_optimizer
 
 Stage = Literal["train", "val", "test", "predict"]
 

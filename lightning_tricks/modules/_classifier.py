@@ -23,7 +23,7 @@ from lightning_tricks._base import UserInputError, check_choice, check_range, lo
 from lightning_tricks.modules._base_module import Stage, SupervisedModule, split_batch
 from lightning_tricks.modules._losses import classification_loss, smoothed_targets
 from lightning_tricks.modules._targets import check_class_targets, hard_targets
-from lightning_tricks.optim._build import OptimizerName
+from lightning_tricks.optim import OptimizerName
 
 ClassificationTask = Literal["multiclass", "binary", "multilabel"]
 

@@ -10,7 +10,7 @@ from lightning_tricks._base import UserInputError, check_choice, check_range
 from lightning_tricks.modules._base_module import Stage, SupervisedModule, check_finite, split_batch
 from lightning_tricks.modules._losses import gaussian_nll
 from lightning_tricks.modules._targets import check_regression_targets
-from lightning_tricks.optim._build import OptimizerName
+from lightning_tricks.optim import OptimizerName
 
 _MIN_VARIANCE = 1e-6  # keeps the likelihood bounded where the net fits a point exactly
 

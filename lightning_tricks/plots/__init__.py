@@ -12,6 +12,7 @@ from lightning_tricks.plots._norms import plot_gradient_norms as plot_gradient_n
 from lightning_tricks.plots._norms import plot_update_ratios as plot_update_ratios
 from lightning_tricks.plots._norms import plot_weight_norms as plot_weight_norms
 from lightning_tricks.plots._plateau import plot_simulation as plot_simulation
+from lightning_tricks.plots._search import is_number as is_number
 from lightning_tricks.plots._search import parallel_coordinates as parallel_coordinates
 from lightning_tricks.plots._search import search_importance as search_importance
 from lightning_tricks.plots._search import search_points as search_points

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_tricks.tune._records import ordered
+from lightning_tricks.tune.reporting._run_table import ordered
 
 if TYPE_CHECKING:
     import optuna
@@ -74,7 +74,7 @@ class SearchResult:
 
     def explain(self) -> str:
         """Say in words what was found, and for a coarse-to-fine search the windows of each round."""
-        from lightning_tricks.tune._explain import explain
+        from lightning_tricks.tune.reporting._explain import explain
 
         lines = [f"Method {self.method}: {self.reason}."]
         if self.method == "coarse_to_fine":
@@ -89,7 +89,7 @@ class SearchResult:
         Names: ``progress``, ``points``, ``pairs`` if there are at least two numbers, ``parallel``, and ``importance``
         if there are at least ten results.
         """
-        from lightning_tricks.tune._pictures import pictures_of
+        from lightning_tricks.tune.reporting._pictures import pictures_of
 
         return pictures_of(self.study)
 
@@ -108,7 +108,7 @@ class SearchResult:
         Args:
             path: ``report.html`` in the folder if None.
         """
-        from lightning_tricks.tune._report import write_report
+        from lightning_tricks.tune.reporting._page import write_report
 
         path = self.folder / "report.html" if path is None else Path(path)
         write_report(self, path)

@@ -11,12 +11,12 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.loggers import Logger
 
 from lightning_tricks._base import UserInputError, check_range, derive_seed, infer_mode, require_extra, warn_once
-from lightning_tricks.tune._methods import Method, choose
-from lightning_tricks.tune._pool import Pool, StartMethod, context_for
-from lightning_tricks.tune._records import mean_and_sd, ordered
 from lightning_tricks.tune._result import Retrained, SearchResult
 from lightning_tricks.tune._space import Space, check_space
-from lightning_tricks.tune._trial_process import Job
+from lightning_tricks.tune.execution._processes import Pool, StartMethod, context_for
+from lightning_tricks.tune.execution._trial import Job
+from lightning_tricks.tune.reporting._run_table import mean_and_sd, ordered
+from lightning_tricks.tune.samplers._methods import Method, choose
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
-    from lightning_tricks.tune._stack_runner import StackRunner
+    from lightning_tricks.tune.execution._stack_loop import StackRunner
 
 PrunerName = Literal["asha", "median", "wilcoxon"]
 
@@ -139,8 +139,8 @@ def search(
         ('grid', {'lr': 0.01})
     """
     require_extra("optuna", "tune", "search()")
-    from lightning_tricks.tune._runner import Runner
-    from lightning_tricks.tune._study import open_study, record_search
+    from lightning_tricks.tune.execution._loop import Runner
+    from lightning_tricks.tune.execution._study import open_study, record_search
 
     for what, number, least in (("trials", trials, 1), ("workers", workers, 1), ("retrain", retrain, 0)):
         check_range(what, number, low=least)
@@ -195,7 +195,7 @@ def _write_report(result: SearchResult) -> None:
 
 def _stack_runner(vectorize: bool | int, prune: Any, space: Space, job: Job) -> "type[StackRunner]":
     """Return what runs a search in stacks, if it can be run so."""
-    from lightning_tricks.tune._stack_runner import StackRunner, check_shared
+    from lightning_tricks.tune.execution._stack_loop import StackRunner, check_shared
 
     check_range("vectorize", vectorize, low=1)
     if prune is not None:
@@ -209,7 +209,7 @@ def _again(
     chosen: "Sequence[FrozenTrial]", pool: Pool, seeds: int, *, test: bool, stacked: bool
 ) -> tuple[tuple[Retrained, ...], dict[str, tuple[float, float]]]:
     """Train the best settings again with other seeds; test the one with the best mean."""
-    from lightning_tricks.tune._study import RUN
+    from lightning_tricks.tune.execution._study import RUN
 
     jobs = {
         (t.number, i): replace(
@@ -243,7 +243,7 @@ def _again(
 
 def _in_stacks(jobs: Mapping[tuple[int, int], Job], pool: Pool) -> dict[tuple[int, int], dict[str, Any]]:
     """Return the results of trainings by trial and seed; those of one seed share their batches, and so a stack."""
-    from lightning_tricks.tune._stack_job import results_of, stack_of
+    from lightning_tricks.tune.execution._stack_job import results_of, stack_of
 
     stacks: dict[int, list[tuple[int, int]]] = {}
     for key in jobs:
@@ -273,7 +273,7 @@ def _result(
     retrained: tuple[Retrained, ...],
     tested: Mapping[str, tuple[float, float]],
 ) -> SearchResult:
-    from lightning_tricks.tune._explain import edge_warnings
+    from lightning_tricks.tune.reporting._explain import edge_warnings
 
     best = ordered(study)[0]
     notes = tuple(edge_warnings(study)) if method != "grid" else ()

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lightning_tricks._base import UserInputError, check_choice, check_range
-from lightning_tricks.uncertainty._measures import as_float, check_probabilities, check_shape
+from lightning_tricks.uncertainty.measures._classification import as_float, check_probabilities, check_shape
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_tricks._base import UserInputError, check_choice, check_range
-from lightning_tricks.uncertainty._measures import (
+from lightning_tricks.uncertainty.measures._classification import (
     as_float,
     check_probabilities,
     entropy,
@@ -18,7 +18,7 @@ from lightning_tricks.uncertainty._measures import (
     vote_ratio,
     votes,
 )
-from lightning_tricks.uncertainty._measures_regression import predictive_quantile
+from lightning_tricks.uncertainty.measures._regression import predictive_quantile
 
 Task = Literal["binary", "multiclass", "multilabel", "regression"]
 Samples = Float[Tensor, "S B *out"]

@@ -12,11 +12,11 @@ from torch import Tensor
 from lightning_tricks._base import UserInputError, check_choice
 from lightning_tricks.data.augment._batch import ImageBatch, Plan, check_batch
 from lightning_tricks.data.augment._keys import sample_keys, slot_words, uniforms
-from lightning_tricks.data.augment._mix import MixOp, mix, partners
-from lightning_tricks.data.augment._ops import GeometricOp, Op, PixelOp, Size, Space
-from lightning_tricks.data.augment._policies import Policy
 from lightning_tricks.data.augment._sampling import Padding
 from lightning_tricks.data.augment._stages import Stage, Step, Warp, fold, settle, unit_space
+from lightning_tricks.data.augment.ops._mix import MixOp, mix, partners
+from lightning_tricks.data.augment.ops._op import GeometricOp, Op, PixelOp, Size, Space
+from lightning_tricks.data.augment.ops._policies import Policy
 
 # Numbers per chunk on the CPU: all passes over a chunk find it in the cache.
 _CHUNK = 1 << 20

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_tricks.data.augment._geometry import inverse3
-from lightning_tricks.data.augment._ops import Size, constant
+from lightning_tricks.data.augment.ops._geometry import inverse3
+from lightning_tricks.data.augment.ops._op import Size, constant
 
 Padding = Literal["zeros", "border", "reflection"]
 

@@ -8,8 +8,17 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from lightning_tricks.data.augment._noise import GaussianNoise
-from lightning_tricks.data.augment._ops import (
+from lightning_tricks.data.augment._sampling import (
+    Padding,
+    gather,
+    move_boxes,
+    move_points,
+    pick,
+    source_lines,
+    warp,
+)
+from lightning_tricks.data.augment.ops._noise import GaussianNoise
+from lightning_tricks.data.augment.ops._op import (
     ColourOp,
     GeometricOp,
     Linear,
@@ -19,15 +28,6 @@ from lightning_tricks.data.augment._ops import (
     Size,
     Space,
     constant,
-)
-from lightning_tricks.data.augment._sampling import (
-    Padding,
-    gather,
-    move_boxes,
-    move_points,
-    pick,
-    source_lines,
-    warp,
 )
 
 Step = tuple[Op, Params]

@@ -1,0 +1,1 @@
+"""Diagnosis and preflight as callbacks."""

@@ -1,0 +1,1 @@
+"""Learning rates: plateau reductions and the range test."""

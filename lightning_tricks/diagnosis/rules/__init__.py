@@ -1,0 +1,1 @@
+"""Rules of the diagnosis: pure functions from evidence to findings."""

@@ -1,0 +1,1 @@
+"""Predictors that average many passes: Monte-Carlo dropout and test-time augmentation."""

@@ -1,0 +1,1 @@
+"""How trainings of a search are started, watched and told."""

@@ -1,0 +1,1 @@
+"""Measures of uncertainty: pure functions of the samples."""

@@ -1,0 +1,1 @@
+"""Metrics of uncertainty: pure functions and torchmetrics classes."""
