@@ -79,7 +79,7 @@ def run_demo(
         out: folder for everything: new, empty, or of an earlier demo, which is replaced.
         seed: of the split, the net and the dropout masks.
         samples: stochastic passes per test picture, at least 2.
-        quick: 10 epochs instead of 60.
+        quick: 15 epochs instead of 60.
         wandb: ``"online"`` or ``"offline"`` to log to Weights & Biases too.
 
     Raises:
@@ -97,7 +97,7 @@ def run_demo(
     callbacks = recipe("val_loss", patience=6 if quick else 12)
     with _quiet_lightning(), _one_thread():
         trainer = Trainer(
-            max_epochs=10 if quick else 60,
+            max_epochs=15 if quick else 60,
             accelerator="cpu",
             callbacks=callbacks,
             logger=[csv_logger, *_wandb_loggers(out, wandb)],

@@ -47,7 +47,7 @@ def make(parser: Any, config: Any) -> Any:
         UserInputError: if a constructor refuses its arguments.
     """
     try:
-        return parser.instantiate_classes(config)
+        return getattr(parser, "instantiate", parser.instantiate_classes)(config)  # its name since jsonargparse 4.53
     except ValueError as error:
         raise complaint(error) from error
 

@@ -55,6 +55,22 @@ class SplitDataModule(LightningDataModule, Generic[Opened]):
         time: one sortable value per row, by position.
         num_workers: processes that read; they persist over epochs.
         seed: of the split and of the order of training.
+
+    Example:
+        >>> import torch
+        >>> from lightning_tricks.data import SplitDataModule, TensorSource
+        >>> class Waves(SplitDataModule):
+        ...     def _open(self):
+        ...         x = torch.linspace(0, 10, 100).unsqueeze(1)
+        ...         return TensorSource(x, x.sin())
+        ...
+        ...     def _fit(self, opened, train):
+        ...         x, y = opened.columns
+        ...         return TensorSource((x - x[train].mean()) / x[train].std(), y)
+        >>> data = Waves(batch_size=20)
+        >>> data.setup("fit")
+        >>> [len(part) for part in data.parts.values()]
+        [60, 20, 20]
     """
 
     def __init__(

@@ -258,7 +258,7 @@ def test_a_file_that_is_gone_is_said(tmp_path):
 
 
 def test_at_most_one_copy_per_improvement(monkeypatch):
-    from lightning_tricks.callbacks import _best_weights
+    from lightning_tricks.callbacks.stopping import _best_weights
 
     copies = []
     real = _best_weights.copy_tensors

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_tricks import Diagnosis, NormMonitor, plots
 from lightning_tricks._base import UserInputError
-from lightning_tricks.callbacks import _diagnosis
+from lightning_tricks.callbacks.diagnosis import _diagnosis
 from lightning_tricks.callbacks.diagnosis._losses import noise_ratio
 from lightning_tricks.diagnosis import Thresholds
 

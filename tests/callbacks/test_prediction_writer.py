@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSam
 
 from lightning_tricks import PredictionWriter
 from lightning_tricks._base import UserInputError
-from lightning_tricks.callbacks import _prediction_store
+from lightning_tricks.callbacks.predictions import _store as _prediction_store
 from lightning_tricks.callbacks.predictions._store import ColumnStore, MergedRows, StoredColumns
 
 

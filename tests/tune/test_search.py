@@ -16,8 +16,11 @@ from search_nets import Once, Slope, Tiny, expected, find, kill_self
 
 import lightning_tricks as lt
 from lightning_tricks._base import UserInputError, isolated_rng
-from lightning_tricks.tune import _pool, _search, _stack_job, _trial_process
+from lightning_tricks.tune import _search
 from lightning_tricks.tune._space import space_of
+from lightning_tricks.tune.execution import _processes as _pool
+from lightning_tricks.tune.execution import _stack_job
+from lightning_tricks.tune.execution import _trial as _trial_process
 from lightning_tricks.tune.execution._processes import share_of_gpus
 from lightning_tricks.tune.execution._study import RUN, journal
 from lightning_tricks.tune.execution._trial import Job
