@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from lightning_tricks.uncertainty import mc_forward as mc_forward
 
 # Where each public name lives. `tests/project/test_public_api.py` keeps this and the imports above in step.
-_ROOM_OF = {
+_SUBPACKAGE_OF = {
     "ActivationMonitor": "callbacks",
     "BatchAugment": "data",
     "CVResult": "tune",
@@ -118,13 +118,13 @@ _ROOM_OF = {
     "search": "tune",
 }
 
-__all__ = ["__version__", *_ROOM_OF]
+__all__ = ["__version__", *_SUBPACKAGE_OF]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ROOM_OF:
+    if name not in _SUBPACKAGE_OF:
         raise AttributeError(f"module 'lightning_tricks' has no attribute {name!r}")
-    value = getattr(import_module(f"lightning_tricks.{_ROOM_OF[name]}"), name)
+    value = getattr(import_module(f"lightning_tricks.{_SUBPACKAGE_OF[name]}"), name)
     globals()[name] = value
     return value
 

@@ -1,4 +1,4 @@
-"""What every room may use: messages, optional extras, monitored values, seeds, module modes, logger output."""
+"""What every subpackage may use: messages, optional extras, monitored values, seeds, module modes, logger output."""
 
 from lightning_tricks._base._extras import require_extra as require_extra
 from lightning_tricks._base._loggers import alert as alert

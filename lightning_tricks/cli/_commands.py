@@ -14,9 +14,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_tricks.callbacks import PredictionWriter
+from lightning_tricks.cli._command_names import TRAINER_COMMANDS
 from lightning_tricks.cli._completion import completion_script
 from lightning_tricks.cli._lightning import TricksCLI, add_trainer_options, fresh_path, run_folder
-from lightning_tricks.cli._main import TRAINER_COMMANDS
 from lightning_tricks.cli._table import print_report
 from lightning_tricks.cli._tune import add_tune_options, tune
 from lightning_tricks.cli._usage import NO_DATA, UsageError

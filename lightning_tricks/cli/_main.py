@@ -10,16 +10,8 @@ from pathlib import Path
 from platform import platform, python_version
 
 from lightning_tricks._version import __version__
+from lightning_tricks.cli._command_names import TRAINER_COMMANDS
 
-# Those that are run by LightningCLI; the parser here only names them.
-TRAINER_COMMANDS = {
-    "fit": "train, with the course's advice unless --tricks says otherwise",
-    "validate": "measure on the validation set",
-    "test": "measure on the test set",
-    "predict": "predict with Monte-Carlo dropout into a file",
-    "check": "look for what is wrong with a model and its data before training",
-    "tune": "search hyperparameters",
-}
 _REPORTED = (
     "torch",
     "torchvision",

@@ -1,6 +1,6 @@
 """Hyperparameter search and cross-validation.
 
-Names are loaded when they are first touched: importing this room does not import Optuna.
+Names are loaded when they are first touched: importing this subpackage does not import Optuna.
 """
 
 from importlib import import_module

@@ -31,7 +31,7 @@ def test_editors_see_the_same_names():
         if isinstance(node, ast.ImportFrom) and node.module.startswith("lightning_tricks.") and node.level == 0
         for alias in node.names
     }
-    assert seen - {("__version__", "_version")} == set(lt._ROOM_OF.items())
+    assert seen - {("__version__", "_version")} == set(lt._SUBPACKAGE_OF.items())
 
 
 def test_importing_loads_nothing_heavy():
@@ -41,7 +41,7 @@ def test_importing_loads_nothing_heavy():
 
 
 def touch_all(rank):
-    """In a process that has imported every room and used nothing."""
+    """In a process that has imported every subpackage and used nothing."""
     before = "optuna" in sys.modules
     sys.modules["optuna"] = None
     with pytest.raises(ImportError) as absent:
