@@ -198,6 +198,7 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
         self._last: float | None = None
         self._complained: set[str] = set()
         self._resumed_stopped = False
+        self._adopted = False
         self._drops_seen = 0
         self._minutes = 0.0
         self._clock_started: float | None = None
@@ -228,6 +229,10 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
         """Start the clock; stay stopped if the resumed run had stopped."""
         self._keeper.check(trainer, pl_module)
         self._clock_started = time.monotonic()
+        if self._adopted and self.unit in ("epochs", "steps"):  # Lightning counts checks: patience starts here
+            for rule in self.rules.values():
+                rule.position = trainer.current_epoch if self.unit == "epochs" else trainer.global_step
+                rule.renew()
         if not self._resumed_stopped:
             return
         self._resumed_stopped = False
@@ -279,8 +284,16 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
             self._finish(trainer, pl_module, interrupted_by=type(exception).__name__)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything seen, as plain numbers and strings; the best weights are saved beside it."""
+        """Return everything seen, as plain numbers; with Lightning's own keys, so that its class can go on from here."""
+        bar = self.rules[self.monitor].reference
+        worst = math.inf if self.mode == "min" else -math.inf
         return {
+            # Lightning compares with the value to beat; 32 bits, which every device has
+            "best_score": torch.tensor(worst if bar is None else bar, dtype=torch.float32),
+            "wait_count": int(self.rules[self.monitor].wait),
+            "patience": self.patience,
+            "stopping_reason": self.stopping_reason.value,
+            "stopping_reason_message": self.stopping_reason_message,
             "rules": {name: rule.state_dict() for name, rule in self.rules.items()},
             "exhausted": dict(self._exhausted),
             "settings": self._settings(),
@@ -295,12 +308,12 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint; what the user newly asked for beats what was saved."""
         if "rules" not in state_dict:
-            warn_once("EarlyStopping: the checkpoint was written by another class; its state is not taken over.")
+            self._take_over(state_dict)
             return
         for name, rule in self.rules.items():
             if name in state_dict["rules"]:
                 rule.load_state_dict(state_dict["rules"][name])
-                self._exhausted[name] = rule.checks > 0 and rule.wait >= rule.patience
+                self._exhausted[name] = rule.exhausted
         if self._keeper.hold and not self._keeper.has_weights:
             self.rules[self.monitor].best = None
         self.stopping_reason = EarlyStoppingReason(state_dict["reason"])
@@ -310,6 +323,23 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
         self._drops_seen, self._minutes = state_dict["drops_seen"], state_dict["minutes"]
         self._show_best()
         report_changes("EarlyStopping", state_dict["settings"], self._settings())
+
+    def _take_over(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what Lightning's own class saved: the value to beat and the checks without improvement."""
+        if not {"wait_count", "best_score"} <= state_dict.keys():
+            warn_once("EarlyStopping: the checkpoint was written by another class; its state is not taken over.")
+            return
+        rule = self.rules[self.monitor]
+        score = float(state_dict["best_score"])
+        rule.adopt(
+            score if math.isfinite(score) else None, int(state_dict["wait_count"]) if self.unit == "checks" else 0
+        )
+        self._exhausted[self.monitor] = rule.exhausted
+        self._adopted = True
+        rank_zero_info(
+            "EarlyStopping goes on from a checkpoint of Lightning's EarlyStopping. The value to beat is "
+            f"{score:.6g}; the weights that earned it are not in the checkpoint, so the best weights are looked for anew."
+        )
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the best weights beside the last ones."""

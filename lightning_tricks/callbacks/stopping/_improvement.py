@@ -99,6 +99,11 @@ class Improvement:
         """Positions since the last improvement (or since a cooldown ended), at least 0."""
         return max(0, self.position - self.since)
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether patience is used up; never at an improvement, in the warm-up or in a cooldown."""
+        return self.position > self.since and self.wait >= self.patience
+
     def update(self, value: float, at: float | None = None) -> Verdict:
         """Take a new value.
 
@@ -123,11 +128,23 @@ class Improvement:
             if improved:
                 self.reference = smoothed
                 self.renew()
-        return Verdict(finite, True, new_best, improved, self.wait >= self.patience)
+        return Verdict(finite, True, new_best, improved, self.exhausted)
 
     def renew(self, *, cooldown: float = 0) -> None:
         """Give the full patience again, counted from ``cooldown`` positions ahead."""
         self.since = max(self.since, self.position + cooldown)
+
+    def adopt(self, reference: float | None, wait: int) -> None:
+        """Go on from the value to beat and the number of misses of a run that was counted elsewhere; warm-up is over.
+
+        Args:
+            reference: the value to beat; None if there is none yet.
+            wait: checks since it was earned, at least 0.
+        """
+        self.reset()
+        self.reference = self.baseline if reference is None else reference
+        self.checks = int(self.start_from) + wait
+        self.position, self.since = self.start_from + wait, self.start_from
 
     def beats(self, value: float, bound: float) -> bool:
         """Tell whether ``value`` is strictly better than ``bound``, margins aside."""
