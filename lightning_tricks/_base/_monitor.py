@@ -23,6 +23,9 @@ _LARGER = """
 """
 _SMALLER_IS_BETTER, _LARGER_IS_BETTER = frozenset(_SMALLER.split()), frozenset(_LARGER.split())
 _NEGATED = frozenset({"neg", "negative"})  # neg_log_loss, as scikit-learn names it; negative_log_likelihood
+# Areas under curves that say how well errors are told apart: "error_auroc" grows, "auroc_error" is an error.
+_DETECTION = frozenset(["ap", "auc", "aupr", "auprc", "auroc", "prauc"])
+_ERRORS = frozenset(["err", "error", "errors"])
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+\d*|[A-Z]+\d*")
 
 
@@ -84,10 +87,14 @@ def infer_mode(monitor: str, mode: Literal["auto", "min", "max"] = "auto") -> Li
         ('min', 'max', 'min')
         >>> infer_mode("val_top5"), infer_mode("val/MulticlassF1Score"), infer_mode("val_brier_score")
         ('max', 'max', 'min')
+        >>> infer_mode("error_auroc"), infer_mode("val_mIoU")
+        ('max', 'max')
     """
     if mode != "auto":
         return mode
-    found = [word.lower() for word in _WORD.findall(monitor)]
+    found = [word.lower() for word in _WORD.findall(monitor.replace("IoU", "Iou"))]
+    if any(word in _DETECTION and _ERRORS & set(found[:place]) for place, word in enumerate(found)):
+        found = [word for word in found if word not in _ERRORS]
     words = {*found, *(word.rstrip("0123456789") for word in found)}
     losses, gains = words & _SMALLER_IS_BETTER, words & _LARGER_IS_BETTER
     if losses or gains:

@@ -284,7 +284,7 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
             self._finish(trainer, pl_module, interrupted_by=type(exception).__name__)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything seen, as plain numbers; with Lightning's own keys, so that its class can go on from here."""
+        """Return everything seen, as plain numbers, under Lightning's own keys too: its class can go on from here."""
         bar = self.rules[self.monitor].reference
         worst = math.inf if self.mode == "min" else -math.inf
         return {
@@ -338,7 +338,7 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
         self._adopted = True
         rank_zero_info(
             "EarlyStopping goes on from a checkpoint of Lightning's EarlyStopping. The value to beat is "
-            f"{score:.6g}; the weights that earned it are not in the checkpoint, so the best weights are looked for anew."
+            f"{score:.6g}; the weights that earned it are not in the checkpoint: the best weights are looked for anew."
         )
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
