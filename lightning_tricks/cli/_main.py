@@ -105,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, what in TRAINER_COMMANDS.items():
         commands.add_parser(name, help=what)
     _add_demo(commands)
+    _add_run(commands)
     commands.add_parser("completion", help="print a script that completes commands and options in bash or zsh")
     return parser
 
@@ -130,6 +131,30 @@ def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     )
     demo.add_argument("--debug", action="store_true", help="show tracebacks and every warning")
     demo.set_defaults(run=_run_demo)
+
+
+def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    run = commands.add_parser(
+        "run",
+        help="run a training script that knows nothing of this package, with its callbacks added to each Trainer",
+        description="Run a script, notebook or module as its user would, with the same arguments, folder and "
+        "environment, and add callbacks to every Trainer that fits. No line of the script has to change.",
+    )
+    run.add_argument("--tricks", default="recipe", help="recipe, diagnosis, or names of callbacks, with commas")
+    run.add_argument("--monitor", help="the metric they watch; else that of the script's callbacks, or val_loss")
+    run.add_argument("-m", action="store_true", dest="module", help="what follows is the name of a module")
+    run.add_argument("script", help="a .py file, a notebook, or with -m a module")
+    run.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own arguments")
+    run.set_defaults(run=_run_script)
+
+
+def _run_script(arguments: argparse.Namespace) -> int:
+    from lightning_tricks.doctor import run_script
+
+    tricks = [part.strip() for part in arguments.tricks.split(",")]
+    return run_script(
+        arguments.script, arguments.arguments, tricks=tricks, monitor=arguments.monitor, module=arguments.module
+    )
 
 
 def _run_demo(arguments: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "stacked": {"_base", "nets", "modules", "callbacks"},
     "tune": {"_base", "data", "callbacks", "diagnosis", "loggers", "modules", "nets", "plots", "stacked"},
 }
+MAY_IMPORT["doctor"] = {"_base", "callbacks"}
 MAY_IMPORT["cli"] = {*MAY_IMPORT, "cli"}
 
 
