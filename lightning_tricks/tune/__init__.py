@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from lightning_tricks.tune.execution._join import join as join
     from lightning_tricks.tune.reporting._explain import explain as explain
     from lightning_tricks.tune.samplers._coarse_to_fine import CoarseToFineSampler as CoarseToFineSampler
-    from lightning_tricks.tune.samplers._grid_and_random import SlotGridSampler as SlotGridSampler
-    from lightning_tricks.tune.samplers._grid_and_random import SlotRandomSampler as SlotRandomSampler
+    from lightning_tricks.tune.samplers._grid import SlotGridSampler as SlotGridSampler
+    from lightning_tricks.tune.samplers._random import SlotRandomSampler as SlotRandomSampler
 
 # Where each name lives, and whether that module imports Optuna.
 _HOME = {
@@ -34,8 +34,8 @@ _HOME = {
     "Float": ("tune._space", False),
     "Int": ("tune._space", False),
     "SearchResult": ("tune._result", True),
-    "SlotGridSampler": ("tune.samplers._grid_and_random", True),
-    "SlotRandomSampler": ("tune.samplers._grid_and_random", True),
+    "SlotGridSampler": ("tune.samplers._grid", True),
+    "SlotRandomSampler": ("tune.samplers._random", True),
     "StackedRun": ("stacked", False),
     "check_space": ("tune._space", False),
     "cross_validate": ("tune.cross_validation._cross_validate", False),

@@ -73,11 +73,15 @@ class SearchResult:
             return list(csv.DictReader(file))
 
     def explain(self) -> str:
-        """Say in words what was found, and for a coarse-to-fine search the windows of each round."""
-        from lightning_tricks.tune.reporting._explain import explain
+        """Say in words what was found, and the windows of each round if there was a coarse-to-fine search.
+
+        Such are ``method="coarse_to_fine"``, ``method="coarse+gp"`` (its coarse round) and a
+        :class:`~lightning_tricks.CoarseToFineSampler` that was passed as the method.
+        """
+        from lightning_tricks.tune.reporting._explain import explain, holds_rounds
 
         lines = [f"Method {self.method}: {self.reason}."]
-        if self.method == "coarse_to_fine":
+        if holds_rounds(self.study):
             lines.append(explain(self.study))
         lines += [f"{r.run} again: {r.mean:.4g} ± {r.sd:.2g} over {len(r.values)} seeds" for r in self.retrained]
         lines += [f"{name}: {mean:.4g} ± {sd:.2g} (winner only)" for name, (mean, sd) in self.test.items()]

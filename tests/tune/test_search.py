@@ -16,7 +16,7 @@ from search_nets import Once, Slope, Tiny, expected, find, kill_self
 
 import lightning_tricks as lt
 from lightning_tricks._base import UserInputError, isolated_rng
-from lightning_tricks.tune import _search
+from lightning_tricks.tune import CoarseToFineSampler, _search
 from lightning_tricks.tune._space import space_of
 from lightning_tricks.tune.execution import _processes as _pool
 from lightning_tricks.tune.execution import _stack_job
@@ -64,10 +64,19 @@ def test_method_and_reason_are_said(tmp_path):
     assert "Coarse round: 3 of 3" in fine.explain()
 
 
-@pytest.mark.parametrize("method", ["tpe", "gp", "coarse+gp", optuna.samplers.RandomSampler(seed=0)])
+@pytest.mark.parametrize("method", ["tpe", "gp", optuna.samplers.RandomSampler(seed=0)])
 def test_other_methods_run(method, tmp_path):
     result = find(method=method, trials=3, folder=tmp_path / "s", trainer={"max_epochs": 1, "accelerator": "cpu"})
     assert len({row["lr"] for row in result.runs}) == 3
+    assert "round" not in result.explain()
+
+
+@pytest.mark.parametrize("method", ["coarse+gp", CoarseToFineSampler(3, seed=0)])
+def test_explain_tells_the_windows_of_every_coarse_to_fine_search(method, tmp_path):
+    result = find(method=method, trials=3, folder=tmp_path / "s", trainer={"max_epochs": 1, "accelerator": "cpu"})
+    assert len({row["lr"] for row in result.runs}) == 3
+    assert "Coarse round: 3 of 3 trials finished" in result.explain()
+    assert "\n  lr: 0.001 to 1" in result.explain()
 
 
 def test_space_may_be_a_function_or_a_file_and_data_may_take_hyperparameters(tmp_path):

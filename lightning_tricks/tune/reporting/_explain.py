@@ -42,6 +42,11 @@ class RoundWindow:
     reason: str
 
 
+def holds_rounds(study: Study) -> bool:
+    """Whether the study holds a coarse-to-fine search, also one that another sampler goes on with."""
+    return _PREFIX in study._storage.get_study_system_attrs(study._study_id)
+
+
 def windows_by_round(study: Study) -> list[dict[str, RoundWindow]]:
     """Return the windows of each round that was begun, by parameter name.
 

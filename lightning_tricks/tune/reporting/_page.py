@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_tricks._base import UserInputError
 from lightning_tricks.diagnosis import Cell, Picture, Section, Table, Text, html_report, write_atomically
 from lightning_tricks.tune.reporting._run_table import versions
 
@@ -49,12 +48,11 @@ def _found(result: "SearchResult") -> Section:
 
 def _rounds(result: "SearchResult") -> list[Section]:
     """Return the windows of each round of a coarse-to-fine search."""
-    from lightning_tricks.tune.reporting._explain import window_in_words, windows_by_round
+    from lightning_tricks.tune.reporting._explain import holds_rounds, window_in_words, windows_by_round
 
-    try:
-        rounds = windows_by_round(result.study)
-    except UserInputError:  # another method
+    if not holds_rounds(result.study):
         return []
+    rounds = windows_by_round(result.study)
     names = list(rounds[0]) if rounds else []
     rows = [
         ["coarse" if number == 0 else str(number), *(window_in_words(windows[name]) for name in names)]

@@ -8,7 +8,6 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from lightning_tricks._base import UserInputError
 from lightning_tricks.plots import (
     is_number,
     parallel_coordinates,
@@ -17,7 +16,7 @@ from lightning_tricks.plots import (
     search_points,
     search_progress,
 )
-from lightning_tricks.tune.reporting._explain import rounds_of, windows_by_round
+from lightning_tricks.tune.reporting._explain import holds_rounds, rounds_of, windows_by_round
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,22 +50,19 @@ def pictures_of(study: optuna.Study) -> "dict[str, Figure]":
 
 def _round_starts(study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[int]:
     """Return at which of the trials a new round begins."""
-    try:
-        rounds = rounds_of(study)
-    except UserInputError:  # not a coarse-to-fine search
+    if not holds_rounds(study):
         return []
+    rounds = rounds_of(study)
     known = [(i, rounds[t.number]) for i, t in enumerate(trials) if t.number in rounds]
     return [next(i for i, r in known if r == number) for number in sorted({r for _, r in known} - {0})]
 
 
 def _windows(study: optuna.Study) -> list[dict[str, tuple[float, float]]]:
-    try:
-        rounds = windows_by_round(study)
-    except UserInputError:  # not a coarse-to-fine search
+    if not holds_rounds(study):
         return []
     return [
         {name: (w.low, w.high) for name, w in windows.items() if w.low is not None and w.high is not None}
-        for windows in rounds
+        for windows in windows_by_round(study)
     ]
 
 

@@ -65,7 +65,8 @@ def windows_in_round(
 
     A round in which fewer than two results have a parameter (a conditional one) leaves its window alone.
     """
-    numbers = {name: d for name, d in distributions.items() if not is_categorical(d)}
+    # Sorted: the last bit of a linear fit depends on the order of its columns, and storages return them in any order.
+    numbers = {name: d for name, d in sorted(distributions.items()) if not is_categorical(d)}
     windows = {name: first_window(name, d, rules) for name, d in numbers.items()}
     places = [_places(f, numbers) if math.isfinite(f.loss) else {} for f in history]
     for number in range(round_number):

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Literal
 from lightning_tricks._base import UserInputError, check_choice
 from lightning_tricks.tune._space import Choice, Hyperparameter, Int, Space
 from lightning_tricks.tune.samplers._coarse_to_fine import CoarseToFineSampler
-from lightning_tricks.tune.samplers._grid_and_random import SlotGridSampler, SlotRandomSampler
+from lightning_tricks.tune.samplers._grid import SlotGridSampler
 from lightning_tricks.tune.samplers._keyed import KeyedSampler
+from lightning_tricks.tune.samplers._random import SlotRandomSampler
 
 if TYPE_CHECKING:
     import optuna

@@ -66,6 +66,11 @@ class SlotSampler(BaseSampler):
     def _value(self, study: Study, trial: FrozenTrial, slot: int, name: str, distribution: BaseDistribution) -> Any:
         """Return the value of one parameter at a slot."""
 
+    def _external_value(self, study: Study, trial: FrozenTrial, name: str, distribution: BaseDistribution) -> Any:
+        """Return a parameter that an enqueued trial leaves open: by default drawn from the whole declared range."""
+        # The key is part of the promise of equal points, so it stays what it was.
+        return at_unit(distribution, uniform(self._seed(study), "guest", trial.number, name))
+
     def _must_wait(self, ledger: Ledger, slot: int, number: int) -> list[FrozenTrial]:
         """Return the running trials that must finish before the point of trial ``number`` at ``slot`` is known."""
         return []
@@ -80,6 +85,7 @@ class SlotSampler(BaseSampler):
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return nothing: parameters are found by their names, one by one."""
+        self._check_one_objective(study)
         return {}
 
     def sample_relative(
@@ -91,21 +97,28 @@ class SlotSampler(BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Return the value of a parameter; what an enqueued trial leaves open is drawn from the whole range."""
+        """Return the value of a parameter at the trial's slot, or of an external trial that leaves it open."""
+        self._check_one_objective(study)
         attrs = study._storage.get_trial_system_attrs(trial._trial_id)
         slot = attrs.get(f"{self._prefix}:slot")
         if slot is None:
-            unit = uniform(self._seed(study), "guest", trial.number, param_name)
-            return at_unit(param_distribution, unit)
+            return self._external_value(study, trial, param_name, param_distribution)
         return self._value(study, trial, slot, param_name, param_distribution)
+
+    def _check_one_objective(self, study: Study) -> None:
+        """Refuse a study with several objectives."""
+        if len(study.directions) > 1:
+            raise UserInputError(
+                f"{type(self).__name__} searches for one objective, but the study has {len(study.directions)}. Create "
+                "the study with one direction, or take a sampler for several, such as optuna.samplers.NSGAIISampler."
+            )
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Give the trial its slot; wait for the round before if need be."""
         if self._pid != os.getpid():  # a forked worker inherits neither the thread nor the trials
             self._forget()
         try:
-            if len(study.directions) > 1:
-                raise UserInputError(f"{type(self).__name__} searches for one objective, but the study has several.")
+            self._check_one_objective(study)
             self._check_settings(study)
             self._set(study, trial, "worker", {**this_worker(), "trial": trial.number})
             self._asked_by[trial.number] = threading.get_ident()

@@ -115,6 +115,17 @@ def test_enqueued_trial_eats_no_grid_point():
     assert set(grid_points(study)) == EVERYTHING | {(0.5, 9, "a")}
 
 
+@pytest.mark.parametrize("given", [{"lr": 0.5}, {"lr": 1e-3, "width": 8}, {}])
+def test_partly_enqueued_trial_is_refused_rather_than_completed_off_the_grid(given):
+    study = study_of(SlotGridSampler(GRID, seed=0))
+    study.enqueue_trial(given)
+    with pytest.raises(ValueError, match=r"must give all parameters \(kind, lr, width\), but trial 0 leaves"):
+        study.optimize(objective, n_trials=1)
+    study.optimize(objective, n_trials=100)
+    assert set(grid_points(study)) == EVERYTHING
+    assert [t.state for t in study.trials].count(TrialState.FAIL) == 1
+
+
 def test_grid_by_ask_and_tell_ends_without_an_exception():
     sampler = SlotGridSampler(GRID, seed=0)
     study = study_of(sampler)

@@ -1,4 +1,4 @@
-"""Grid and random search whose points belong to slots: no duplicates between workers, no point lost to a failure."""
+"""Grid search whose points belong to slots: no duplicates between workers, no point lost to a failure."""
 
 import itertools
 import math
@@ -12,41 +12,8 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_tricks._base import UserInputError, derive_seed
-from lightning_tricks.tune.samplers._rounds import uniform
 from lightning_tricks.tune.samplers._slot_table import Ledger
-from lightning_tricks.tune.samplers._slots import SlotSampler, at_unit
-
-
-class SlotRandomSampler(SlotSampler):
-    """Random search, uniform on the scale that was declared (Bergstra & Bengio 2012), the same points on any workers.
-
-    A point is a pure function of the seed and its slot: several workers with the same seed share one sequence of
-    points, where Optuna's ``RandomSampler`` would draw the same point in each of them.
-
-    Args:
-        seed: of all points; None takes it from the study's name, so that all workers of a study agree.
-        retries: how often a slot is run again after its trial raised an exception.
-        grace: seconds without a sign of life after which a worker on another machine counts as dead.
-
-    Example:
-        >>> import optuna
-        >>> optuna.logging.set_verbosity(optuna.logging.WARNING)
-        >>> study = optuna.create_study(sampler=SlotRandomSampler(seed=0))
-        >>> study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=3)
-        >>> len({trial.params["x"] for trial in study.trials})
-        3
-    """
-
-    _kind = "random"
-
-    def __init__(self, *, seed: int | None = None, retries: int = 0, grace: float = 120.0) -> None:
-        super().__init__(seed=seed, retries=retries, grace=grace)
-
-    def _settings(self) -> dict[str, Any]:
-        return {}
-
-    def _value(self, study: Study, trial: FrozenTrial, slot: int, name: str, distribution: BaseDistribution) -> Any:
-        return at_unit(distribution, uniform(self._seed(study), "random", slot, name))
+from lightning_tricks.tune.samplers._slots import SlotSampler
 
 
 class SlotGridSampler(SlotSampler):
@@ -62,7 +29,8 @@ class SlotGridSampler(SlotSampler):
         grace: seconds without a sign of life after which a worker on another machine counts as dead.
 
     Raises:
-        UserInputError: for an empty grid or a parameter that is not in it.
+        UserInputError: for an empty grid, a parameter that is not in it, or an enqueued trial that does not give all
+            parameters.
 
     Example:
         >>> import optuna
@@ -111,6 +79,13 @@ class SlotGridSampler(SlotSampler):
         if not distribution._contains(distribution.to_internal_repr(value)):
             raise UserInputError(f"the grid's {name}={value!r} lies outside of the declared {distribution}.")
         return value
+
+    def _external_value(self, study: Study, trial: FrozenTrial, name: str, distribution: BaseDistribution) -> Any:
+        """Refuse to complete an enqueued trial: it belongs to no point of the grid, so any value would be arbitrary."""
+        raise UserInputError(
+            f"an enqueued trial of a grid search must give all parameters ({', '.join(self.grid)}), but trial "
+            f"{trial.number} leaves {name!r} open. Enqueue all of them, or leave the points to the grid."
+        )
 
     def _must_wait(self, ledger: Ledger, slot: int, number: int) -> list[FrozenTrial]:
         """At the end of the grid wait for the points that still run: one that fails is free again."""
