@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities import move_data_to_device
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from lightning_tricks._base import (
     UserInputError,
@@ -124,7 +125,7 @@ class WeightInit(Callback):
         self.report = init_weights(
             pl_module,
             self.scheme,
-            example=trainer.strategy.broadcast(self._example(pl_module)),
+            example=self._example(trainer, pl_module),
             match=self.match,
             skip=self.skip,
             bias=self.bias,
@@ -139,11 +140,15 @@ class WeightInit(Callback):
     def _has_done(self, pl_module: LightningModule) -> bool:
         return self._done is not None and self._done() is pl_module
 
-    def _example(self, pl_module: LightningModule) -> Any:
+    def _example(self, trainer: Trainer, pl_module: LightningModule) -> Any:
+        """Return rank zero's example on the module's device, in the type that the precision feeds the module."""
         example = self.example
         if example is None and pl_module.example_input_array is not None:
             example = apply_to_collection(pl_module.example_input_array, Tensor, _with_signal)
-        return None if example is None else move_data_to_device(example, pl_module.device)
+        if example is None:
+            return None
+        example = trainer.strategy.broadcast(move_data_to_device(example, pl_module.device))
+        return trainer.precision_plugin.convert_input(example)
 
     def _log(self, trainer: Trainer, report: InitReport) -> None:
         log_table(trainer, "init/parameters", COLUMNS, report.table())
@@ -163,10 +168,16 @@ def _seed_of_stream() -> int:
 
 
 def _same(module: nn.Module, values: list[Tensor]) -> bool:
-    now = list(module.parameters(recurse=False))
+    """Whether a module's parameters still have these values; every rank must call it, since shards are gathered."""
+    now = [_whole(parameter.detach()).cpu() for parameter in module.parameters(recurse=False)]
     return len(now) == len(values) and all(
-        torch.equal(a.detach().cpu(), b.cpu()) for a, b in zip(now, values, strict=True)
+        torch.equal(a, _whole(b).cpu().to(a.dtype)) for a, b in zip(now, values, strict=True)
     )
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """Return all of a tensor, also of one that the ranks share."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _with_signal(example: Tensor) -> Tensor:

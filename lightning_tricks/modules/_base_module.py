@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from lightning_tricks._base import UserInputError
-from lightning_tricks.optim import OptimizerName, build_optimizer
+from lightning_tricks.optim import Implementation, OptimizerName, build_optimizer
 
 Stage = Literal["train", "val", "test", "predict"]
 
@@ -52,6 +52,7 @@ class SupervisedModule(LightningModule):
         optimizer: name for :func:`~lightning_tricks.build_optimizer`.
         lr: learning rate; the optimizer's default if None.
         weight_decay: decay of the weights only, at least 0.
+        implementation: of the optimizer: ``"auto"``, ``"fused"``, ``"foreach"`` or ``"plain"``.
         example_input: a batch for the model summary and the graph; guessed for MLP and ConvNet.
     """
 
@@ -67,6 +68,7 @@ class SupervisedModule(LightningModule):
         lr: float | None,
         weight_decay: float,
         example_input: Tensor | None,
+        implementation: Implementation = "auto",
     ) -> None:
         super().__init__()
         self.net = net
@@ -75,7 +77,8 @@ class SupervisedModule(LightningModule):
         self.lr = lr
         self.weight_decay = weight_decay
         self.example_input_array = _guess_example(net) if example_input is None else example_input
-        build_optimizer(optimizer, nn.Linear(1, 1), lr, weight_decay=weight_decay)  # a bad name is said now
+        self.implementation = implementation
+        self._optimizer_over(nn.Linear(1, 1))  # a bad name is said now
 
     def on_validation_epoch_start(self) -> None:
         """Forget what an interrupted validation left."""
@@ -87,7 +90,16 @@ class SupervisedModule(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Build the optimizer over parameter groups in which biases and norms do not decay."""
-        return build_optimizer(self.optimizer_name, self, self.lr, weight_decay=self.weight_decay)
+        return self._optimizer_over(self)
+
+    def _optimizer_over(self, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(
+            self.optimizer_name,
+            model,
+            self.lr,
+            weight_decay=self.weight_decay,
+            implementation=self.implementation,
+        )
 
     def on_fit_end(self) -> None:
         """Say that nothing was learned because there was nothing to learn from; Lightning would end silently.

@@ -23,7 +23,7 @@ from lightning_tricks._base import UserInputError, check_choice, check_range, lo
 from lightning_tricks.modules._base_module import Stage, SupervisedModule, split_batch
 from lightning_tricks.modules._losses import classification_loss, smoothed_targets
 from lightning_tricks.modules._targets import check_class_targets, hard_targets
-from lightning_tricks.optim import OptimizerName
+from lightning_tricks.optim import Implementation, OptimizerName
 
 ClassificationTask = Literal["multiclass", "binary", "multilabel"]
 
@@ -48,6 +48,7 @@ class Classifier(SupervisedModule):
         optimizer: name for :func:`~lightning_tricks.build_optimizer`.
         lr: learning rate; the optimizer's default if None.
         weight_decay: decay of the weights only, at least 0.
+        implementation: of the optimizer: ``"auto"``, ``"fused"``, ``"foreach"`` or ``"plain"``.
         class_weights: one positive weight per class (per positive label for multilabel); the mean is weighted.
         label_smoothing: share of the training target spread evenly over the classes, in [0, 1) (Szegedy et al. 2016,
             section 7).
@@ -79,11 +80,18 @@ class Classifier(SupervisedModule):
         top_k: int = 1,
         class_names: Sequence[str] | None = None,
         example_input: Tensor | None = None,
+        implementation: Implementation = "auto",
     ) -> None:
         check_choice("task", task, ("multiclass", "binary", "multilabel"))
         _check_sizes(task, num_classes, class_weights, top_k, class_names)
         super().__init__(
-            net, task=task, optimizer=optimizer, lr=lr, weight_decay=weight_decay, example_input=example_input
+            net,
+            task=task,
+            optimizer=optimizer,
+            lr=lr,
+            weight_decay=weight_decay,
+            example_input=example_input,
+            implementation=implementation,
         )
         class_weights = None if class_weights is None else [float(weight) for weight in class_weights]
         class_names = None if class_names is None else list(class_names)

@@ -10,7 +10,7 @@ from lightning_tricks._base import UserInputError, check_choice, check_range
 from lightning_tricks.modules._base_module import Stage, SupervisedModule, check_finite, split_batch
 from lightning_tricks.modules._losses import gaussian_nll
 from lightning_tricks.modules._targets import check_regression_targets
-from lightning_tricks.optim import OptimizerName
+from lightning_tricks.optim import Implementation, OptimizerName
 
 _MIN_VARIANCE = 1e-6  # keeps the likelihood bounded where the net fits a point exactly
 
@@ -32,6 +32,7 @@ class Regressor(SupervisedModule):
         optimizer: name for :func:`~lightning_tricks.build_optimizer`.
         lr: learning rate; the optimizer's default if None.
         weight_decay: decay of the weights only, at least 0.
+        implementation: of the optimizer: ``"auto"``, ``"fused"``, ``"foreach"`` or ``"plain"``.
         example_input: a batch for the model summary and the graph; guessed for MLP and ConvNet.
 
     Raises:
@@ -55,11 +56,18 @@ class Regressor(SupervisedModule):
         lr: float | None = None,
         weight_decay: float = 0.0,
         example_input: Tensor | None = None,
+        implementation: Implementation = "auto",
     ) -> None:
         check_choice("noise", noise, ("none", "gaussian"))
         check_range("num_targets", num_targets, low=1)
         super().__init__(
-            net, task="regression", optimizer=optimizer, lr=lr, weight_decay=weight_decay, example_input=example_input
+            net,
+            task="regression",
+            optimizer=optimizer,
+            lr=lr,
+            weight_decay=weight_decay,
+            example_input=example_input,
+            implementation=implementation,
         )
         self.save_hyperparameters(ignore=["net", "example_input"])
         self.num_targets = num_targets

@@ -51,10 +51,12 @@ def build_optimizer(
         lr_of: learning rates by pattern of parameter or module names, such as ``{"backbone": 1e-5}``.
         layer_decay: factor in (0, 1] between the learning rates of neighbouring blocks, falling towards the input.
         frozen: patterns of parameters to leave out.
-        implementation: ``"auto"`` takes torch's fused kernels where they exist for the class and the device, unless
-            the model's trainer scales the loss (fp16), where Lightning cannot clip with them; else what torch chooses.
-            ``"fused"``, ``"foreach"`` and ``"plain"`` insist. Their results differ in the last bits.
-        **options: passed on to the class, such as ``betas``.
+        implementation: ``"auto"`` takes torch's fused kernels where they exist for the class and the device, else what
+            torch chooses. ``"fused"``, ``"foreach"`` and ``"plain"`` insist. Their results differ in the last bits.
+            A fused optimizer leaves unscaling to the gradient scaler (fp16), so that gradients can be clipped in any
+            precision: Lightning refuses to clip for optimizers that unscale within their step.
+        **options: passed on to the class, such as ``betas``. For float16 parameters ``eps`` is 6.1e-5 unless given:
+            torch's 1e-8 is 0 in that type, and a weight without a gradient would become NaN.
 
     Raises:
         UserInputError: for an unknown name, with the list, a number out of range, or a pattern that fits nothing.
@@ -77,11 +79,16 @@ def build_optimizer(
         options["lr"] = check_range("lr", lr, low=0, open_low=True)
     groups = param_groups(model, weight_decay, lr=lr, lr_of=lr_of, layer_decay=layer_decay, frozen=frozen)
     accepted = inspect.signature(make).parameters
-    options = {**_kernels(implementation, accepted, groups, model), **options}
+    options = {**_kernels(implementation, accepted, groups, model), **_epsilon(accepted, groups), **options}
     try:
-        return make(groups, **options)
+        optimizer = make(groups, **options)
     except TypeError as error:
         raise UserInputError(f"{name} does not take these options: {error}. It takes {', '.join(accepted)}.") from error
+    if hasattr(optimizer, "_step_supports_amp_scaling"):
+        # Torch's fused classes would unscale gradients in their step, and Lightning's mixed precision, bf16 included,
+        # refuses to clip for such optimizers. With False the scaler unscales before the step, as for any other class.
+        optimizer._step_supports_amp_scaling = False
+    return optimizer
 
 
 def _import(path: str) -> tuple[Callable[..., torch.optim.Optimizer], float | None]:
@@ -111,10 +118,14 @@ def _kernels(
     return {implementation: True}
 
 
+def _epsilon(accepted: Mapping[str, Any], groups: list[dict[str, Any]]) -> dict[str, float]:
+    half = any(p.dtype == torch.float16 for group in groups for p in group["params"])
+    return {"eps": torch.finfo(torch.float16).tiny} if half and "eps" in accepted else {}
+
+
 def _can_fuse(groups: list[dict[str, Any]], model: nn.Module) -> bool:
     devices = _get_fused_kernels_supported_devices()
     parameters = [p for group in groups for p in group["params"]]
     plain = all(p.device.type in devices and p.is_floating_point() and not hasattr(p, "placements") for p in parameters)
     sparse = any(getattr(module, "sparse", False) for module in model.modules())
-    plugin = getattr(getattr(model, "_trainer", None), "precision_plugin", None)
-    return plain and not sparse and getattr(plugin, "scaler", None) is None
+    return plain and not sparse

@@ -15,7 +15,7 @@ from torch import nn
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_tricks import MLP, WeightInit, init_weights
+from lightning_tricks import MLP, Diagnosis, NormMonitor, WeightInit, init_weights
 from lightning_tricks._base import UserInputError, derive_seed
 from lightning_tricks.init._signal import _std
 
@@ -102,6 +102,21 @@ def _sharded(rank):
 
 def test_sharded_meta_parameters_hold_what_one_process_holds():
     for values in run_ranks(_sharded):
+        assert_equal(values, expected())
+
+
+def _sharded_after_init(rank, world_size):
+    model = Net(shard=True)
+    strategy = ModelParallelStrategy(data_parallel_size=world_size, tensor_parallel_size=1)
+    callbacks = [WeightInit(seed=5), NormMonitor(every_n_steps=1), Diagnosis(report=None)]
+    trainer = quiet_trainer(max_steps=1, callbacks=callbacks, strategy=strategy, devices=world_size)
+    trainer.fit(model, data())
+    return {name: p.detach().full_tensor().numpy() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_parameters_made_in_init_and_sharded_later_hold_what_one_process_holds(world_size):
+    for values in run_ranks(_sharded_after_init, world_size, world_size=world_size):
         assert_equal(values, expected())
 
 

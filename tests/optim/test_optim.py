@@ -1,7 +1,6 @@
 """Parameter groups and optimizers by name."""
 
 import itertools
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -226,11 +225,35 @@ def test_fused_kernels_are_taken_where_they_exist(name, model, fused):
     assert bool(optimizer.defaults.get("fused")) == fused
 
 
-def test_no_fused_kernels_where_the_trainer_scales_the_loss():
-    model = nn.Linear(2, 2)
-    object.__setattr__(model, "_trainer", SimpleNamespace(precision_plugin=SimpleNamespace(scaler=object())))
-    assert not build_optimizer("adam", model).defaults["fused"]
-    assert build_optimizer("adam", model, implementation="fused").defaults["fused"]
+@pytest.mark.parametrize("overflow", [False, True])
+def test_a_gradient_scaler_unscales_for_a_fused_optimizer_before_its_step(overflow):
+    """As for any other class, so that gradients can be clipped between; a step with an overflow is left out."""
+    results = []
+    for implementation in ("fused", "plain"):
+        model = nn.Linear(2, 2)
+        nn.init.ones_(model.weight)
+        optimizer = build_optimizer("adam", model, lr=0.1, implementation=implementation)
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        scaler.scale(model(torch.ones(1, 2)).square().sum() * (float("inf") if overflow else 1.0)).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_value_(model.parameters(), 1.5)
+        assert overflow or model.weight.grad.max() == 1.5
+        scaler.step(optimizer)
+        scaler.update()
+        results.append(model.weight.detach().clone())
+    torch.testing.assert_close(*results)
+    assert bool((results[0] == 1).all()) == overflow
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "adam", "adamw", "adagrad"])
+def test_half_precision_weights_without_a_gradient_stay_finite(name):
+    layer = nn.Linear(2, 2).half()
+    before = layer.weight.detach().clone()
+    optimizer = build_optimizer(name, layer, lr=1e-2, implementation="plain")
+    layer.weight.grad, layer.bias.grad = torch.zeros_like(layer.weight), torch.zeros_like(layer.bias)
+    optimizer.step()
+    assert torch.equal(layer.weight, before)
+    assert build_optimizer(name, layer, eps=1e-3).defaults["eps"] == 1e-3
 
 
 def test_third_party_optimizers_by_import_path():

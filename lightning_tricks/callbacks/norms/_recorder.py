@@ -139,7 +139,8 @@ class NormRecorder:
         if not present:
             return
         index = self._positions(tuple(present))
-        squares = squared_norms([self.parameters[i].grad for i in present]).to(self._first_bad)  # type: ignore[misc]
+        gradients = [g for i in present if (g := self.parameters[i].grad) is not None]
+        squares = squared_norms([self._local(gradient)[0] for gradient in gradients]).to(self._first_bad)
         at = torch.full_like(squares, step).masked_fill_(squares.isfinite(), math.inf)
         self._first_bad.index_copy_(0, index, torch.minimum(self._first_bad[index], at))
 
@@ -206,7 +207,7 @@ class NormRecorder:
             record.known.append((bad, layers))
 
     def _local(self, tensor: Tensor) -> tuple[Tensor, float]:
-        return local_part(tensor, self.world_size) if self.world_size > 1 else (tensor, 1.0)
+        return local_part(tensor, self.world_size)
 
     def _known(self, record: Record) -> Tensor:
         known = torch.zeros(len(self.layers), QUANTITIES, dtype=torch.bool)
