@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from lightning_tricks._base import UserInputError, infer_mode
 from lightning_tricks.stacked._functional import task_for
-from lightning_tricks.stacked._module import Course, StackedModule
+from lightning_tricks.stacked._module import ModelProgress, StackedModule
 from lightning_tricks.stacked._net import StackedNet, put_back
-from lightning_tricks.stacked._optimizer import recipe_of
 from lightning_tricks.stacked._stopping import Rules
+from lightning_tricks.stacked.optimizers import spec_of
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ def fit_stacked(
     task = task_for(models)
     if task.names() and monitor not in task.names():
         raise UserInputError(f"{monitor!r} is not logged in validation; logged are {', '.join(task.names())}.")
-    recipe = recipe_of([model.configure_optimizers() for model in models], task.nets)
-    module = StackedModule(StackedNet(task.nets), task, recipe, rules, monitor=monitor, mode=mode)
+    spec = spec_of([model.configure_optimizers() for model in models], task.nets)
+    module = StackedModule(StackedNet(task.nets), task, spec, rules, monitor=monitor, mode=mode)
     task.follow({monitor, *(name for rule in rules for name in rule.monitors)})
     run = _trainer(trainer or {}, watchers)
     run.fit(module, data, ckpt_path=ckpt_path)
@@ -170,25 +170,25 @@ def _trainer(options: Mapping[str, Any], watchers: Sequence[Callback]) -> Traine
 
 
 def _finished(module: StackedModule, number: int, model: LightningModule, net: nn.Module) -> StackedRun:
-    course: Course = module.courses[number]
+    progress: ModelProgress = module.progress[number]
     with torch.no_grad():
         put_back(module.best, number, net)
         best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        restores = module.rules[number].restores and course.value is not None
+        restores = module.rules[number].restores and progress.value is not None
         if not restores:
             put_back(module.last, number, net)
     return StackedRun(
-        value=course.value,
-        best_epoch=course.best_epoch,
-        best_step=course.best_step,
-        epochs=course.epochs,
-        message=course.message,
-        history=course.history,
-        final_value=course.value if restores else _last_value(course, module.monitor),
+        value=progress.value,
+        best_epoch=progress.best_epoch,
+        best_step=progress.best_step,
+        epochs=progress.epochs,
+        message=progress.message,
+        history=progress.history,
+        final_value=progress.value if restores else _last_value(progress, module.monitor),
         best_state=best,
     )
 
 
-def _last_value(course: Course, monitor: str) -> float | None:
-    last = course.history[-1] if course.history else None
-    return last[monitor] if last is not None and last["step"] == course.steps else None
+def _last_value(progress: ModelProgress, monitor: str) -> float | None:
+    last = progress.history[-1] if progress.history else None
+    return last[monitor] if last is not None and last["step"] == progress.steps else None

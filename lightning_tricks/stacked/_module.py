@@ -11,13 +11,14 @@ from torch import Tensor
 
 from lightning_tricks._base import MissingMetricError, UserInputError
 from lightning_tricks.stacked._net import StackedNet
-from lightning_tricks.stacked._optimizer import Recipe, StackedOptimizer
+from lightning_tricks.stacked._optimizer import StackedOptimizer
 from lightning_tricks.stacked._stopping import Rules
 from lightning_tricks.stacked._tasks import Stage, Task
+from lightning_tricks.stacked.optimizers import OptimizerSpec
 
 
 @dataclass
-class Course:
+class ModelProgress:
     """What became of one model of a stack.
 
     Args:
@@ -48,13 +49,13 @@ class StackedModule(LightningModule):
     Args:
         stack: their nets.
         task: their losses and metrics.
-        recipe: their optimizers.
+        optimizers: what their optimizers are.
         rules: their callbacks.
         monitor: the metric whose best value counts.
         mode: whether smaller or larger is better.
 
     Attributes:
-        courses: one per model.
+        progress: one per model.
         best: their best weights and buffers so far, stacked.
         last: their final weights and buffers, stacked; of those that still train, from an earlier time.
     """
@@ -63,7 +64,7 @@ class StackedModule(LightningModule):
         self,
         stack: StackedNet,
         task: Task,
-        recipe: Recipe,
+        optimizers: OptimizerSpec,
         rules: Sequence[Rules],
         *,
         monitor: str,
@@ -71,10 +72,10 @@ class StackedModule(LightningModule):
     ) -> None:
         super().__init__()
         self.stack = stack
-        self.task, self.recipe, self.rules = task, recipe, list(rules)
+        self.task, self.spec, self.rules = task, optimizers, list(rules)
         self.monitor, self.mode = monitor, mode
         self.live = list(range(stack.nets))
-        self.courses = [Course() for _ in self.live]
+        self.progress = [ModelProgress() for _ in self.live]
         self.best = [tensor.clone().cpu() for tensor in stack.tensors()]
         self.last = [tensor.clone() for tensor in self.best]
         self._loss_sum: Tensor | float = 0.0
@@ -85,7 +86,7 @@ class StackedModule(LightningModule):
 
     def configure_optimizers(self) -> StackedOptimizer:
         """Return the optimizer of all models that still train."""
-        return StackedOptimizer(self.stack.weights, self.recipe)
+        return StackedOptimizer(self.stack.weights, self.spec)
 
     def on_fit_start(self) -> None:
         """Move the snapshots to where the models train, in the precision in which they do."""
@@ -154,18 +155,18 @@ class StackedModule(LightningModule):
         epoch, step = self.trainer.current_epoch, self.trainer.global_step
         better, stop, changed = [], [], False
         for row, (number, found) in enumerate(zip(self.live, values, strict=True)):
-            course, rules = self.courses[number], self.rules[number]
-            course.history.append({"epoch": epoch, "step": step, **found})
-            course.steps = step
+            progress, rules = self.progress[number], self.rules[number]
+            progress.history.append({"epoch": epoch, "step": step, **found})
+            progress.steps = step
             value = found[self.monitor]
-            if math.isfinite(value) and (course.value is None or self._beats(value, course.value)):
-                course.value, course.best_epoch, course.best_step = value, epoch, step
+            if math.isfinite(value) and (progress.value is None or self._beats(value, progress.value)):
+                progress.value, progress.best_epoch, progress.best_step = value, epoch, step
                 better.append(row)
-            stops, lowered = rules.judge(found, self.recipe.groups[row], epoch=epoch, step=step)
+            stops, lowered = rules.judge(found, self.spec.groups[row], epoch=epoch, step=step)
             changed |= lowered
             if stops and self._may_stop():
                 stop.append(row)
-                course.message = rules.message
+                progress.message = rules.message
         self._copy(better, self.best)
         if changed:
             self._optimizer().refresh()
@@ -213,10 +214,10 @@ class StackedModule(LightningModule):
 
     def on_train_end(self) -> None:
         """Take the final weights of those that trained to the end."""
-        rows = [row for row, number in enumerate(self.live) if self.courses[number].message is None]
+        rows = [row for row, number in enumerate(self.live) if self.progress[number].message is None]
         self._copy(rows, self.last)
         for row in rows:
-            self.courses[self.live[row]].steps = self.trainer.global_step
+            self.progress[self.live[row]].steps = self.trainer.global_step
 
     def on_fit_end(self) -> None:
         """Say that nothing was learned because there was nothing to learn from.
@@ -233,7 +234,7 @@ class StackedModule(LightningModule):
         """Save who still trains, everything seen, and the best and last weights."""
         checkpoint["stack"] = {
             "live": list(self.live),
-            "courses": [vars(course) for course in self.courses],
+            "progress": [vars(progress) for progress in self.progress],
             "rules": [rules.state_dict() for rules in self.rules],
             "best": self.best,
             "last": self.last,
@@ -244,10 +245,10 @@ class StackedModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let those go that had left before; the rest follows as usual."""
         kept = checkpoint["stack"]
-        self.courses = [Course(**course) for course in kept["courses"]]
+        self.progress = [ModelProgress(**progress) for progress in kept["progress"]]
         for rules, state in zip(self.rules, kept["rules"], strict=True):
             rules.load_state_dict(state)
         self.best, self.last = list(kept["best"]), list(kept["last"])
         self._keep([self.live.index(number) for number in kept["live"]])
-        self.recipe.groups = [self.recipe.groups[number] for number in kept["live"]]
+        self.spec.groups = [self.spec.groups[number] for number in kept["live"]]
         self._loss_sum, self._seen = kept["loss"] if kept["seen"] else 0.0, kept["seen"]

@@ -24,8 +24,9 @@ import lightning_tricks as lt
 from lightning_tricks._base import MissingMetricError, UserInputError
 from lightning_tricks.stacked._masks import keep_mask
 from lightning_tricks.stacked._net import StackedNet
-from lightning_tricks.stacked._optimizer import Group, StackedOptimizer, recipe_of
+from lightning_tricks.stacked._optimizer import StackedOptimizer
 from lightning_tricks.stacked._stopping import Rules
+from lightning_tricks.stacked.optimizers import Group, spec_of
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 CPU = {"accelerator": "cpu", "num_sanity_val_steps": 0}
@@ -461,7 +462,7 @@ def test_the_stacked_optimizer_is_torchs(kind):
     nets = [nn.Linear(4, 2).double() for _ in range(2)]
     stack = StackedNet(nets)
     alone = [kind(net.parameters(), lr=rate, weight_decay=0.0) for net, rate in zip(nets, (0.1, 0.01), strict=True)]
-    together = StackedOptimizer(stack.parameters(), recipe_of(alone, nets))
+    together = StackedOptimizer(stack.parameters(), spec_of(alone, nets))
     x = torch.randn(6, 4, dtype=torch.float64)
     for step in range(3):
         together.zero_grad()
@@ -665,7 +666,10 @@ def mlp(**options):
         (lambda: [of(mlp(dropout=d)) for d in (0.0, 0.5)], "must share their architecture.*Dropout"),
         (lambda: [of(Own(s)) for s in (1.0, 2.0)], r"slope = 1\.0 and net 1 has 2\.0"),
         (lambda: [of(mlp(), optimizer=o) for o in ("adam", "sgd")], "must be of one class, but model 0 uses Adam"),
-        (lambda: [of(mlp(), optimizer=o) for o in ("momentum", "nesterov")], "all use Nesterov"),
+        (
+            lambda: [of(mlp(), optimizer=o) for o in ("momentum", "nesterov")],
+            "same nesterov, but model 0 has nesterov=False and model 1 nesterov=True",
+        ),
         (lambda: [of(mlp(), optimizer="rmsprop")], "only SGD, Adam and AdamW can be stacked.*RMSprop"),
         (lambda: [of(mlp(), Scheduled)], "one optimizer and nothing else"),
         (lambda: [of(mlp(), Noisy)], "Noisy cannot be stacked, because it changes training_step of Classifier"),

@@ -246,7 +246,7 @@ class _Note(Callback):
         """Write epoch, how many still train, and the best value."""
         if time.monotonic() - self.written < _SECONDS_BETWEEN_NOTES or not isinstance(pl_module, StackedModule):
             return
-        values = [course.value for course in pl_module.courses if course.value is not None]
+        values = [model.value for model in pl_module.progress if model.value is not None]
         best = (min if self.mode == "min" else max)(values, default=None)
         write_json(self.path, {"epoch": trainer.current_epoch + 1, "live": len(pl_module.live), "best": best})
         self.written = time.monotonic()
