@@ -22,5 +22,7 @@ from lightning_tricks._base._random import derive_seed as derive_seed
 from lightning_tricks._base._random import isolated_rng as isolated_rng
 from lightning_tricks._base._random import rng_state as rng_state
 from lightning_tricks._base._random import set_rng_state as set_rng_state
+from lightning_tricks._base._renames import RENAMED_ARGUMENTS as RENAMED_ARGUMENTS
+from lightning_tricks._base._renames import accepts_old_names as accepts_old_names
 from lightning_tricks._base._run_records import log_artifact as log_artifact
 from lightning_tricks._base._run_records import log_summary as log_summary

@@ -6,6 +6,7 @@ from typing import Any
 from lightning.pytorch import Callback
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_tricks._base import UserInputError
 from lightning_tricks.callbacks import (
@@ -14,9 +15,29 @@ from lightning_tricks.callbacks import (
     ExactResume,
     NormMonitor,
     ReduceLROnPlateau,
+    Reduction,
     WeightInit,
 )
 from lightning_tricks.stacked._optimizer import Group
+
+# Options of a callback that a stack cannot follow: name -> (the values that it can follow, why not the others). Every
+# other option is a matter of the shared decision (and of the reducer), or said here to be followed.
+REFUSED: dict[type[Callback], dict[str, tuple[tuple[Any, ...], str]]] = {
+    EarlyStopping: {
+        "unit": (("checks", "epochs", "steps"), "the nets of a stack share the time"),
+        "nan": (("stop", "count", "ignore"), "a stack cannot go back to earlier weights in the middle of its run"),
+        "restore_optimizer": ((False,), "a stack puts weights back, not the optimizers' memory"),
+        "keep": (("cpu", "device"), "a stack keeps the best weights of its nets in memory"),
+        "dirpath": ((None,), "a stack keeps the best weights of its nets in memory"),
+        "check_on_train_epoch_end": ((None, False), "a stack judges its nets after each validation"),
+    },
+    ReduceLROnPlateau: {
+        "restore_best": ((False,), "a stack cannot go back to earlier weights in the middle of its run"),
+        "restore_optimizer": ((False,), "a stack cannot go back to earlier weights in the middle of its run"),
+        "keep": (("cpu", "device"), "a stack cannot go back to earlier weights in the middle of its run"),
+        "dirpath": ((None,), "a stack cannot go back to earlier weights in the middle of its run"),
+    },
+}
 
 # They only watch, or do what a stack does anyway.
 _LEFT_OUT = (
@@ -59,24 +80,17 @@ class Rules:
                     "EarlyStopping, ReduceLROnPlateau and WeightInit of this package can be used."
                 )
         for plateau in self.plateaus:
-            plateau._reset()
+            plateau.reset()
         for stopping in self.stoppings:
-            stopping._reset()
+            stopping.reset()
         self._check(monitor)
         self.restores = any(stopping.restore_best for stopping in self.stoppings)
         self.message: str | None = None
 
     def _check(self, monitor: str) -> None:
-        for plateau in self.plateaus:
-            if plateau.restore_best:
-                raise UserInputError("ReduceLROnPlateau(restore_best=True) cannot be used for one net of a stack.")
+        for callback in (*self.plateaus, *self.stoppings):
+            _refuse(callback)
         for stopping in self.stoppings:
-            if stopping.unit == "minutes":
-                raise UserInputError(
-                    "EarlyStopping(unit='minutes') means nothing in a stack, whose nets share the time."
-                )
-            if stopping.nan == "restore":
-                raise UserInputError("EarlyStopping cannot go back to earlier weights in the middle of a stack's run.")
             if stopping.restore_best and (stopping.monitor != monitor or stopping.start_from > 0):
                 raise UserInputError(
                     f"a stack keeps the weights with the best {monitor!r}, but EarlyStopping asks for those with the "
@@ -112,15 +126,7 @@ class Rules:
         """Return what was seen, as plain numbers and strings."""
         return {
             "plateaus": [plateau.state_dict() for plateau in self.plateaus],
-            "stoppings": [
-                {
-                    "rules": {name: rule.state_dict() for name, rule in stopping.rules.items()},
-                    "exhausted": dict(stopping._exhausted),
-                    "last": stopping._last,
-                    "drops": stopping._drops_seen,
-                }
-                for stopping in self.stoppings
-            ],
+            "stoppings": [stopping.decision.state_dict() for stopping in self.stoppings],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -128,29 +134,32 @@ class Rules:
         for plateau, kept in zip(self.plateaus, state["plateaus"], strict=True):
             plateau.load_state_dict(kept)
         for stopping, kept in zip(self.stoppings, state["stoppings"], strict=True):
-            for name, rule in stopping.rules.items():
-                rule.load_state_dict(kept["rules"][name])
-            stopping._exhausted, stopping._last, stopping._drops_seen = kept["exhausted"], kept["last"], kept["drops"]
+            stopping.decision.load_state_dict(kept)
+
+
+def _refuse(callback: Callback) -> None:
+    kind = next(kind for kind in REFUSED if isinstance(callback, kind))
+    for name, (followed, why) in REFUSED[kind].items():
+        value = getattr(callback, name)
+        if value not in followed:
+            raise UserInputError(
+                f"{kind.__name__}({name}={value!r}) cannot be used for one net of a stack: {why}. Leave {name} out, or "
+                "train this model by itself."
+            )
 
 
 def _judge_plateau(
     plateau: ReduceLROnPlateau, value: float, groups: Sequence[Group], epoch: int, step: int
 ) -> tuple[str | None, bool]:
-    verdict = plateau.rule.update(value)
-    if not verdict.finite and plateau.nan == "stop":
-        return f"{plateau.monitor} = {value} is not a finite number.", False
-    if not verdict.exhausted:
-        return None, False
-    rates = [(group.knobs["lr"], plateau._reducer.lower(group.knobs["lr"], group.name)) for group in groups]
-    if plateau._is_over(len(plateau.reductions), at_floor=all(old == new for old, new in rates)):
-        return f"{plateau.monitor} is on a plateau again, and the learning rate is not reduced any further.", False
+    rates = [(group.knobs["lr"], plateau.reducer.lower(group.knobs["lr"], group.name)) for group in groups]
+    at_floor = all(old == new for old, new in rates)
+    _, action, why = plateau.decision.judge(value, reductions=len(plateau.reductions), at_floor=lambda: at_floor)
+    if action != "reduce":
+        return (why if action == "stop" else None), False
     for group, (_, new) in zip(groups, rates, strict=True):
         group.knobs["lr"] = new
-    plateau.rule.renew(cooldown=plateau._ignored_checks)
     changes = [change for change in rates if change[0] != change[1]]
     if changes:
-        from lightning_tricks.callbacks import Reduction
-
         plateau.reductions.append(Reduction(epoch, step, *max(changes)))
     return None, bool(changes)
 
@@ -158,19 +167,12 @@ def _judge_plateau(
 def _judge_stopping(
     stopping: EarlyStopping, values: Mapping[str, float], epoch: int, step: int, drops: int
 ) -> str | None:
-    """Do what ``EarlyStopping`` does in its own check, for values that are all new."""
     at = {"epochs": epoch + 1, "steps": step}.get(stopping.unit)
-    for name in stopping.monitors:
-        verdict = stopping.rules[name].update(values[name], at)
-        if verdict.counted:
-            stopping._exhausted[name] = verdict.exhausted
-    stopping._last = values[stopping.monitor]
-    if drops > stopping._drops_seen and stopping.after_lr_drop == "renew":
-        for name, rule in stopping.rules.items():
-            rule.renew()
-            stopping._exhausted[name] = False
-    stopping._drops_seen = drops
-    if not stopping.stop or stopping._reason_now() == EarlyStoppingReason.NOT_STOPPED:
+    decision = stopping.decision
+    verdict = decision.update({name: values[name] for name in stopping.monitors}, at, drops=drops)
+    if stopping.verbose and verdict is not None and verdict.new_best:
+        rank_zero_info(f"EarlyStopping: {stopping.monitor} = {values[stopping.monitor]:.6g} is the best so far.")
+    if decision.reason == EarlyStoppingReason.NOT_STOPPED:
         return None
-    stopping.stopping_reason = stopping._reason_now()
-    return stopping._why()
+    stopping.stopping_reason = decision.reason
+    return decision.explain(decision.reason)

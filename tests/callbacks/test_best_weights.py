@@ -186,10 +186,15 @@ def test_a_second_fit_starts_fresh():
 
 
 @warnings_off
-def test_a_checkpoint_of_lightnings_class_is_not_misread(tmp_path):
-    theirs = LightningEarlyStopping("val_loss", patience=5)
+def test_the_best_weights_are_not_in_a_checkpoint_of_lightnings_class_and_are_looked_for_anew(tmp_path):
+    theirs, ours = LightningEarlyStopping("val_loss", patience=5), lt.EarlyStopping("val_loss", patience=5)
+    resume(tmp_path, [theirs], [ours], first=2, epoch=1)
+    assert ours.best_epoch >= 2
+
+
+def test_the_state_of_a_foreign_class_is_not_taken_over():
     with pytest.warns(UserWarning, match="was written by another class; its state is not taken over"):
-        resume(tmp_path, [theirs], [lt.EarlyStopping("val_loss", patience=5)], first=2, epoch=1)
+        lt.EarlyStopping("val_loss", patience=5).load_state_dict({"best": 1.0})
 
 
 @warnings_off

@@ -313,7 +313,7 @@ def test_warm_up_is_neither_counted_nor_ever_the_best():
         ({"stopping_threshold": 1.2}, 3, Reason.STOPPING_THRESHOLD),
         ({"baseline": 0.5}, 4, Reason.PATIENCE_EXHAUSTED),
         ({"min_delta": 5.0}, 5, Reason.PATIENCE_EXHAUSTED),
-        ({"min_delta": 0.4, "min_delta_kind": "relative"}, 7, Reason.PATIENCE_EXHAUSTED),
+        ({"min_delta": 0.4, "min_delta_mode": "relative"}, 7, Reason.PATIENCE_EXHAUSTED),
     ],
 )
 def test_thresholds(options, epochs, reason):
@@ -469,7 +469,7 @@ def test_a_metric_that_never_comes_is_told_after_the_first_epoch():
     [
         ({"monitor": ""}, "monitor must be the name of a metric"),
         ({"monitor": []}, "monitor must be the name of a metric"),
-        ({"patience": 0}, "patience must be in"),
+        ({"patience": -1}, "patience must be in"),
         ({"unit": "hours"}, "unit must be one of checks, epochs, minutes, steps, but got 'hours'"),
         ({"mode": "lower"}, "mode must be one of"),
         ({"nan": "skip"}, "nan must be one of count, ignore, restore, stop"),

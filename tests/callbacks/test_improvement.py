@@ -236,7 +236,7 @@ def test_nothing_is_waited_for_before_the_first_value():
     ("wrong", "sentence"),
     [
         ({"mode": "mim"}, "mode must be one of max, min, but got 'mim'. Did you mean 'min'"),
-        ({"patience": 0}, r"patience must be in \(0, inf\), but got 0"),
+        ({"patience": -1}, r"patience must be in \[0, inf\), but got -1"),
         ({"margin": -1}, r"margin must be in \[0, inf\), but got -1"),
         ({"margin": math.nan}, "but got nan"),
         ({"margin": math.inf}, "but got inf"),

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
+from functools import partial
+from operator import eq
 from typing import Any, Literal, NamedTuple
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -9,7 +11,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_tricks._base import (
+    RENAMED_ARGUMENTS,
     UserInputError,
+    accepts_old_names,
     check_choice,
     check_monitor_early,
     check_range,
@@ -19,6 +23,7 @@ from lightning_tricks._base import (
 from lightning_tricks.callbacks._settings import report_changes
 from lightning_tricks.callbacks._stop_request import StopRequest
 from lightning_tricks.callbacks._trainer import is_dry_run, resumes
+from lightning_tricks.callbacks.learning_rate._decision import PlateauDecision
 from lightning_tricks.callbacks.learning_rate._lr_scale import ByGroup, Reducer, reduce_all
 from lightning_tricks.callbacks.stopping._best_weights import Keep
 from lightning_tricks.callbacks.stopping._improvement import Improvement, Margin, Smooth
@@ -56,7 +61,7 @@ class ReduceLROnPlateau(Callback):
         threshold_mode: ``"relative"`` to the size of the best value (right for negative metrics too) or ``"absolute"``.
         convention: ``"torch"``: reduce at the check after ``patience`` misses, ignore ``cooldown`` checks. ``"keras"``:
             reduce at the ``patience``-th miss, ignore ``cooldown - 1`` checks.
-        after: the first so many checks are warm-up and do not count.
+        start_from: the first so many checks are warm-up and do not count.
         smooth: judge an ``"ema"`` or running ``"median"`` of the metric.
         smooth_window: number of values for ``smooth``.
         nan: what a value that is not finite does: ``"count"`` (as a miss), ``"ignore"`` or ``"stop"`` training.
@@ -89,6 +94,7 @@ class ReduceLROnPlateau(Callback):
     message: str | None
     _stop_settings: dict[str, Any]
 
+    @accepts_old_names("ReduceLROnPlateau")
     def __init__(
         self,
         monitor: str,
@@ -102,7 +108,7 @@ class ReduceLROnPlateau(Callback):
         threshold: float = 1e-4,
         threshold_mode: Margin = "relative",
         convention: Literal["torch", "keras"] = "torch",
-        after: int = 0,
+        start_from: int = 0,
         smooth: Smooth | None = None,
         smooth_window: int = 5,
         nan: Literal["count", "ignore", "stop"] = "count",
@@ -118,29 +124,28 @@ class ReduceLROnPlateau(Callback):
         _check_by_group("factor", factor, low=0, high=1, open_low=True, open_high=True)
         _check_by_group("min_lr", min_lr, low=0)
         check_range("eps", eps, low=0)
-        check_choice("convention", convention, ["torch", "keras"])
-        check_range("patience", patience, low=0 if convention == "torch" else 1)
-        check_range("cooldown", cooldown, low=0)
-        if stop_after is not None and stop_after != "min_lr":
-            check_range("stop_after", stop_after, low=0)
         self.monitor, self.mode = monitor, infer_mode(monitor, check_choice("mode", mode, ["auto", "min", "max"]))
         self.factor, self.min_lr, self.eps, self.patience, self.cooldown = factor, min_lr, eps, patience, cooldown
-        self.threshold, self.threshold_mode, self.convention, self.after = threshold, threshold_mode, convention, after
-        self.nan = check_choice("nan", nan, ["count", "ignore", "stop"])
-        self.restore_best, self.stop_after, self.strict = restore_best, stop_after, strict
-        self.rule = Improvement(
+        self.threshold, self.threshold_mode, self.convention = threshold, threshold_mode, convention
+        self.start_from, self.nan, self.restore_best, self.strict = start_from, nan, restore_best, strict
+        self.restore_optimizer, self.keep, self.dirpath, self.stop_after = restore_optimizer, keep, dirpath, stop_after
+        self.decision = PlateauDecision(
+            monitor,
             mode=self.mode,
-            patience=patience + (convention == "torch"),
-            margin=threshold,
-            margin_kind=threshold_mode,
-            start_from=after,
-            nan=nan,
+            patience=patience,
+            cooldown=cooldown,
+            threshold=threshold,
+            threshold_mode=threshold_mode,
+            convention=convention,
+            start_from=start_from,
             smooth=smooth,
-            window=smooth_window,
+            smooth_window=smooth_window,
+            nan=nan,
+            stop_after=stop_after,
         )
+        self.reducer = Reducer(factor, min_lr, eps)
         # Lightning asks for the key at every hook of every step
         self._state_key = self._generate_state_key(monitor=self.monitor, mode=self.mode)
-        self._reducer = Reducer(factor, min_lr, eps)
         self._keeper = BestKeeper(
             "ReduceLROnPlateau",
             f"{self.state_key}.best",
@@ -149,12 +154,17 @@ class ReduceLROnPlateau(Callback):
             optimizer=restore_optimizer,
             folder=dirpath,
         )
-        self._reset()
+        self.reset()
 
     @property
     def state_key(self) -> str:
         """Tell callbacks of this class apart in a checkpoint, by what they monitor."""
         return self._state_key
+
+    @property
+    def rule(self) -> Improvement:
+        """How the metric is followed."""
+        return self.decision.rule
 
     def simulate(self, values: Iterable[float], *, lr: float = 1.0) -> list[float]:
         """Return the learning rate after each value of a given curve.
@@ -168,29 +178,24 @@ class ReduceLROnPlateau(Callback):
         """
         if isinstance(self.factor, Mapping) or isinstance(self.min_lr, Mapping):
             raise UserInputError("simulate() needs one factor and one min_lr, but they were given by parameter group.")
-        rule, rates = deepcopy(self.rule), []
-        rule.reset()
+        decision, rates = deepcopy(self.decision), []
+        decision.rule.reset()
         reductions = 0
         for value in values:
-            verdict = rule.update(value)
-            stops = not verdict.finite and self.nan == "stop"
-            if verdict.exhausted and not stops:
-                lowered = self._reducer.lower(lr)
-                if self._is_over(reductions, at_floor=lowered == lr):
-                    stops = True
-                else:
-                    reductions += lowered < lr
-                    lr = lowered
-                    rule.renew(cooldown=self._ignored_checks)
+            lowered = self.reducer.lower(lr)
+            action = decision.judge(value, reductions=reductions, at_floor=partial(eq, lowered, lr)).action
+            if action == "reduce":
+                reductions += lowered < lr
+                lr = lowered
             rates.append(lr)
-            if stops:
+            if action == "stop":
                 break
         return rates
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start afresh; a checkpoint, if any, is loaded after this."""
         if stage == TrainerFn.FITTING:
-            self._reset()
+            self.reset()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that there is a learning rate, and the names of the groups; stay stopped if the run had stopped."""
@@ -270,10 +275,12 @@ class ReduceLROnPlateau(Callback):
             self.rule.best = None
         self.reductions = [Reduction(*reduction) for reduction in state_dict["reductions"]]
         self.message = state_dict["message"]
-        self._stop_settings = state_dict["settings"]
-        report_changes("ReduceLROnPlateau", state_dict["settings"], self._settings())
+        names = RENAMED_ARGUMENTS["ReduceLROnPlateau"]
+        self._stop_settings = {names.get(name, name): value for name, value in state_dict["settings"].items()}
+        report_changes("ReduceLROnPlateau", self._stop_settings, self._settings())
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
+        """Forget everything seen, as at the start of each fit."""
         self.rule.reset()
         self._keeper.reset()
         self._fresh = FreshValues([self.monitor])
@@ -285,50 +292,38 @@ class ReduceLROnPlateau(Callback):
         self.message = None
         self.stop_request = StopRequest()
 
-    @property
-    def _ignored_checks(self) -> int:
-        return self.cooldown if self.convention == "torch" else max(0, self.cooldown - 1)
-
-    def _is_over(self, reductions: int, *, at_floor: bool) -> bool:
-        if self.stop_after == "min_lr":
-            return at_floor
-        return self.stop_after is not None and reductions >= self.stop_after
-
     def _judge(self, trainer: Trainer, module: LightningModule, value: float, *, validated: bool) -> None:
-        verdict = self.rule.update(value)
+        at_floor = partial(self._at_floor, trainer)
+        verdict, action, why = self.decision.judge(value, reductions=len(self.reductions), at_floor=at_floor)
         if verdict.new_best and not self._keeper.take(trainer, module, value, validated=validated):
             self.rule.best = None if self._keeper.best is None else self._keeper.best.score
-        if not verdict.finite and self.nan == "stop":
-            self._stop(trainer, f"{self.monitor} = {value} is not a finite number.")
-        elif verdict.exhausted:
-            self._plateau(trainer, module)
+        if action == "stop":
+            self._stop(trainer, why)
+        elif action == "reduce":
+            self._reduce(trainer, module, why)
         elif verdict.improved and self.stop_request.asked:  # min_epochs held the run, and it has recovered
             self.stop_request.withdraw(trainer)
             self.message = None
 
-    def _plateau(self, trainer: Trainer, module: LightningModule) -> None:
-        at_floor = all(
-            self._reducer.lower(float(group["lr"]), group.get("name")) == float(group["lr"])
+    def _at_floor(self, trainer: Trainer) -> bool:
+        return all(
+            self.reducer.lower(float(group["lr"]), group.get("name")) == float(group["lr"])
             for optimizer in trainer.optimizers
             for group in optimizer.param_groups
         )
-        if self._is_over(len(self.reductions), at_floor=at_floor):
-            done = "the learning rate is at its floor" if at_floor else f"{len(self.reductions)} reductions are made"
-            self._stop(trainer, f"{self.monitor} is on a plateau again, and {done}.")
-            return
+
+    def _reduce(self, trainer: Trainer, module: LightningModule, why: str) -> None:
         if self.restore_best:
             self._keeper.put_back(trainer, module)
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         changes = [
-            change for change in reduce_all(trainer.optimizers, schedulers, self._reducer) if len(set(change)) > 1
+            change for change in reduce_all(trainer.optimizers, schedulers, self.reducer) if len(set(change)) > 1
         ]
-        self.rule.renew(cooldown=self._ignored_checks)
         if changes:
             old, new = max(changes)
             self.reductions.append(Reduction(trainer.current_epoch, trainer.global_step, old, new))
             rank_zero_info(
-                f"ReduceLROnPlateau: {self.monitor} is on a plateau in epoch {trainer.current_epoch}; "
-                f"learning rate {old:.3g} -> {new:.3g}."
+                f"ReduceLROnPlateau: {why} in epoch {trainer.current_epoch}; learning rate {old:.3g} -> {new:.3g}."
             )
 
     def _stop(self, trainer: Trainer, message: str) -> None:
@@ -348,7 +343,7 @@ class ReduceLROnPlateau(Callback):
 
     def _settings(self) -> dict[str, Any]:
         names = ("factor", "min_lr", "eps", "patience", "cooldown", "threshold", "threshold_mode", "convention")
-        settings = {name: getattr(self, name) for name in (*names, "after", "nan", "stop_after")}
+        settings = {name: getattr(self, name) for name in (*names, "start_from", "nan", "stop_after")}
         return {name: dict(value) if isinstance(value, Mapping) else value for name, value in settings.items()}
 
 

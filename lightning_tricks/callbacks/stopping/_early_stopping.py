@@ -14,9 +14,9 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_tricks._base import (
     UserInputError,
+    accepts_old_names,
     check_choice,
     check_monitor_early,
-    check_range,
     infer_mode,
     log_metrics,
     log_summary,
@@ -28,13 +28,13 @@ from lightning_tricks.callbacks._stop_request import StopRequest
 from lightning_tricks.callbacks._trainer import callbacks_of, is_dry_run, resumes
 from lightning_tricks.callbacks.learning_rate._plateau import ReduceLROnPlateau
 from lightning_tricks.callbacks.stopping._best_weights import Keep
-from lightning_tricks.callbacks.stopping._improvement import Improvement, Margin, Smooth, Verdict, combined
+from lightning_tricks.callbacks.stopping._decision import AfterDrop, NanPolicy, StoppingDecision, Unit
+from lightning_tricks.callbacks.stopping._improvement import Improvement, Margin, Smooth, Verdict
 from lightning_tricks.callbacks.stopping._keeper import BestKeeper
 from lightning_tricks.callbacks.stopping._new_values import FreshValues, complain_if_missing
-from lightning_tricks.callbacks.stopping._stop_reason import Limits, describe_end
+from lightning_tricks.callbacks.stopping._stop_reason import describe_end
 
 Mode = Literal["auto", "min", "max"]
-Unit = Literal["checks", "epochs", "steps", "minutes"]
 
 
 class EarlyStopping(lightning_callbacks.EarlyStopping):
@@ -46,15 +46,22 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
 
     Args:
         monitor: name of the logged metric. With several names the first one decides which weights are best.
-        patience: how long to go on without improvement, in ``unit``; more than 0.
-        unit: ``"checks"`` (new values of the metric), ``"epochs"``, ``"steps"`` (of the optimizer) or ``"minutes"``.
-        mode: whether smaller or larger is better; ``"auto"`` tells by the name. A mapping for several metrics.
         min_delta: what counts as an improvement: more than this much, at least 0. Any gain makes the weights the best.
-        min_delta_kind: ``"absolute"``, or ``"relative"`` to the size of the value to beat.
-        start_from: values up to this position (in ``unit``) are warm-up: neither counted nor ever the best.
-        baseline: value to beat from the start.
+        patience: how long to go on without improvement, in ``unit``, at least 0. As in Lightning, 0 and 1 both stop at
+            the first check without improvement.
+        verbose: say every improvement.
+        mode: whether smaller or larger is better; ``"auto"`` tells by the name. A mapping for several metrics.
+        strict: a metric that was never logged is an error after the first epoch with validation; otherwise a warning.
+        check_finite: Lightning's word for ``nan="stop"`` (True) and ``nan="count"`` (False); None: as ``nan`` says.
         stopping_threshold: stop as soon as the metric is better than this.
         divergence_threshold: stop as soon as the metric is worse than this.
+        check_on_train_epoch_end: True looks at the end of training epochs only, False after validation only; None
+            counts every new value, wherever it was logged.
+        log_rank_zero_only: as in Lightning; what this callback says is said once, on rank zero, in either case.
+        unit: ``"checks"`` (new values of the metric), ``"epochs"``, ``"steps"`` (of the optimizer) or ``"minutes"``.
+        min_delta_mode: ``"absolute"``, or ``"relative"`` to the size of the value to beat.
+        start_from: values up to this position (in ``unit``) are warm-up: neither counted nor ever the best.
+        baseline: value to beat from the start.
         require: with several metrics, whether ``"all"`` of them or ``"any"`` must have run out of patience.
         smooth: wait on an ``"ema"`` or running ``"median"`` of the metric; the best weights follow the raw value.
         smooth_window: number of values for ``smooth``.
@@ -67,11 +74,10 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
         dirpath: folder for ``keep="disk"``; ``default_root_dir/best_weights`` if not given.
         after_lr_drop: ``"renew"`` gives the run a fresh patience when a :class:`ReduceLROnPlateau` beside it lowers
             the learning rate; ``"ignore"`` does not.
-        strict: a metric that was never logged is an error after the first epoch with validation; otherwise a warning.
-        verbose: say every improvement.
 
     Attributes:
         reason: Lightning's ``EarlyStoppingReason``.
+        stopping_reason_message: why this callback stopped the run, as in Lightning None while it did not.
         message: why training ended and which weights the module has, in one sentence.
         best_score: the best value, a 0-d tensor.
         best_epoch: the 0-based epoch in which it was earned, -1 before the first value.
@@ -89,70 +95,79 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
         ('val_loss', 'min', 'NOT_STOPPED')
     """
 
+    @accepts_old_names("EarlyStopping")
     def __init__(
         self,
         monitor: str | Sequence[str],
-        *,
-        patience: float,
-        unit: Unit = "checks",
-        mode: Mode | Mapping[str, Mode] = "auto",
         min_delta: float = 0.0,
-        min_delta_kind: Margin = "absolute",
-        start_from: float = 0,
-        baseline: float | None = None,
+        patience: float = 3,
+        verbose: bool = False,
+        mode: Mode | Mapping[str, Mode] = "auto",
+        strict: bool = True,
+        check_finite: bool | None = None,
         stopping_threshold: float | None = None,
         divergence_threshold: float | None = None,
+        check_on_train_epoch_end: bool | None = None,
+        log_rank_zero_only: bool = True,
+        *,
+        unit: Unit = "checks",
+        min_delta_mode: Margin = "absolute",
+        start_from: float = 0,
+        baseline: float | None = None,
         require: Literal["all", "any"] = "all",
         smooth: Smooth | None = None,
         smooth_window: int = 5,
-        nan: Literal["stop", "count", "ignore", "restore"] = "stop",
+        nan: NanPolicy = "stop",
         stop: bool = True,
         restore_best: bool = True,
         restore_optimizer: bool = False,
         keep: Keep = "cpu",
         dirpath: str | None = None,
-        after_lr_drop: Literal["renew", "ignore"] = "renew",
-        strict: bool = True,
-        verbose: bool = False,
+        after_lr_drop: AfterDrop = "renew",
     ) -> None:
         monitors = (monitor,) if isinstance(monitor, str) else tuple(monitor)
         if not monitors or not all(isinstance(name, str) and name for name in monitors):
             raise UserInputError(f"monitor must be the name of a metric, or several, but got {monitor!r}.")
+        nan = _policy(nan, check_finite)
         modes = dict(mode) if isinstance(mode, Mapping) else dict.fromkeys(monitors, mode)
-        check_range("patience", patience, low=0, open_low=True)
-        self.unit = check_choice("unit", unit, ["checks", "epochs", "steps", "minutes"])
-        self.nan = check_choice("nan", nan, ["stop", "count", "ignore", "restore"])
-        self.require = check_choice("require", require, ["all", "any"])
-        self.after_lr_drop = check_choice("after_lr_drop", after_lr_drop, ["renew", "ignore"])
-        self.rules = {
-            name: Improvement(
-                mode=infer_mode(name, check_choice("mode", modes.get(name, "auto"), ["auto", "min", "max"])),
-                patience=patience,
-                margin=min_delta,
-                margin_kind=min_delta_kind,
-                start_from=start_from,
-                baseline=baseline if name == monitors[0] else None,
-                nan=nan,
-                smooth=smooth,
-                window=smooth_window,
-            )
-            for name in monitors
-        }
+        checked = {name: check_choice("mode", modes.get(name, "auto"), ["auto", "min", "max"]) for name in monitors}
+        self.decision = StoppingDecision(
+            monitors,
+            mode={name: infer_mode(name, given) for name, given in checked.items()},
+            patience=patience,
+            unit=unit,
+            min_delta=min_delta,
+            min_delta_mode=min_delta_mode,
+            start_from=start_from,
+            baseline=baseline,
+            stopping_threshold=stopping_threshold,
+            divergence_threshold=divergence_threshold,
+            require=require,
+            smooth=smooth,
+            smooth_window=smooth_window,
+            nan=nan,
+            after_lr_drop=after_lr_drop,
+            stop=stop,
+        )
         super().__init__(
             monitor=monitors[0],
             patience=patience,  # type: ignore[arg-type]  # Lightning counts checks only
             verbose=verbose,
-            mode=self.rules[monitors[0]].mode,
+            mode=self.decision.first.mode,
             strict=strict,
             check_finite=nan == "stop",
             stopping_threshold=stopping_threshold,
             divergence_threshold=divergence_threshold,
+            check_on_train_epoch_end=check_on_train_epoch_end,
+            log_rank_zero_only=log_rank_zero_only,
         )
         self.min_delta = min_delta  # Lightning's constructor negates it
         # Lightning asks for the key at every hook of every step
         self._state_key = self._generate_state_key(monitor=self.monitor, mode=self.mode)
-        self.monitors, self.stop, self.restore_best = monitors, stop, restore_best
-        self.start_from, self.min_delta_kind = start_from, min_delta_kind
+        self.monitors, self.stop, self.restore_best, self.nan = monitors, stop, restore_best, nan
+        self.unit, self.require, self.after_lr_drop = unit, require, after_lr_drop
+        self.start_from, self.min_delta_mode, self.restore_optimizer = start_from, min_delta_mode, restore_optimizer
+        self.keep, self.dirpath, self.check_on_train_epoch_end = keep, dirpath, check_on_train_epoch_end
         self._keeper = BestKeeper(
             "EarlyStopping",
             f"{self.state_key}.best",
@@ -161,7 +176,7 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
             optimizer=restore_optimizer,
             folder=dirpath,
         )
-        self._reset()
+        self.reset()
 
     @property
     def state_key(self) -> str:
@@ -174,9 +189,14 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
         return self.stopping_reason
 
     @property
+    def rules(self) -> dict[str, Improvement]:
+        """How each metric is followed, by its name."""
+        return self.decision.rules
+
+    @property
     def message(self) -> str | None:
         """Why training ended and which weights the module has; None before it ended."""
-        return self.stopping_reason_message
+        return self._message
 
     @property
     def best_epoch(self) -> int:
@@ -188,18 +208,15 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
         """Optimizer steps taken when the best value was earned; -1 before the first value."""
         return -1 if self._keeper.best is None else self._keeper.best.step
 
-    def _reset(self) -> None:
-        for rule in self.rules.values():
-            rule.reset()
+    def reset(self) -> None:
+        """Forget everything seen, as at the start of each fit."""
+        self.decision.reset()
         self._keeper.reset()
         self._fresh = FreshValues(self.monitors)
-        self._exhausted = dict.fromkeys(self.monitors, False)
         self.stop_request = StopRequest()
-        self._last: float | None = None
         self._complained: set[str] = set()
         self._resumed_stopped = False
         self._adopted = False
-        self._drops_seen = 0
         self._minutes = 0.0
         self._clock_started: float | None = None
         self._finished = False
@@ -208,6 +225,7 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
         self.stopped_epoch = 0
         self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
         self.stopping_reason_message = None
+        self._message: str | None = None
         self._show_best()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -223,7 +241,7 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
                 "validation never sees the average of the latter. Use lightning's WeightAveraging, or "
                 "restore_best=False."
             )
-        self._reset()
+        self.reset()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock; stay stopped if the resumed run had stopped."""
@@ -236,7 +254,7 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
         if not self._resumed_stopped:
             return
         self._resumed_stopped = False
-        if self.stop and self._reason_now() != EarlyStoppingReason.NOT_STOPPED:
+        if self.decision.reason != EarlyStoppingReason.NOT_STOPPED:
             rank_zero_info(f"EarlyStopping: the resumed run had already stopped and stays so. {self.message}")
             self.stop_request.ask(trainer)
         else:
@@ -258,6 +276,8 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
         self._validated = True
         for plateau in self._plateaus(trainer):  # they judge first, whatever the order of the callbacks
             plateau.observe(trainer, pl_module, "validation")
+        if self.check_on_train_epoch_end:
+            return
         values, minutes = self._fresh.after_validation(trainer, self._elapsed())
         self._check(trainer, pl_module, values, minutes, validated=True)
 
@@ -265,8 +285,9 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
         """Count what training logged."""
         for plateau in self._plateaus(trainer):
             plateau.observe(trainer, pl_module, "epoch end")
-        values, minutes = self._fresh.after_training(trainer, self._elapsed())
-        self._check(trainer, pl_module, values, minutes, validated=False)
+        if self.check_on_train_epoch_end is not False:
+            values, minutes = self._fresh.after_training(trainer, self._elapsed())
+            self._check(trainer, pl_module, values, minutes, validated=False)
         if self._validated or not trainer.enable_validation:
             self._complain_about_missing(trainer)
 
@@ -294,14 +315,11 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
             "patience": self.patience,
             "stopping_reason": self.stopping_reason.value,
             "stopping_reason_message": self.stopping_reason_message,
-            "rules": {name: rule.state_dict() for name, rule in self.rules.items()},
-            "exhausted": dict(self._exhausted),
+            **self.decision.state_dict(),
             "settings": self._settings(),
             "reason": self.stopping_reason.value,
-            "message": self.stopping_reason_message,
+            "message": self._message,
             "stopped_epoch": self.stopped_epoch,
-            "last": self._last,
-            "drops_seen": self._drops_seen,
             "minutes": self._elapsed(),
         }
 
@@ -310,17 +328,14 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
         if "rules" not in state_dict:
             self._take_over(state_dict)
             return
-        for name, rule in self.rules.items():
-            if name in state_dict["rules"]:
-                rule.load_state_dict(state_dict["rules"][name])
-                self._exhausted[name] = rule.exhausted
+        self.decision.load_state_dict(state_dict)
         if self._keeper.hold and not self._keeper.has_weights:
             self.rules[self.monitor].best = None
         self.stopping_reason = EarlyStoppingReason(state_dict["reason"])
         self._resumed_stopped = self.stopping_reason != EarlyStoppingReason.NOT_STOPPED
-        self.stopping_reason_message = state_dict["message"]
-        self.stopped_epoch, self._last = state_dict["stopped_epoch"], state_dict["last"]
-        self._drops_seen, self._minutes = state_dict["drops_seen"], state_dict["minutes"]
+        self._message = state_dict["message"]
+        self.stopping_reason_message = self._message if self._resumed_stopped else None
+        self.stopped_epoch, self._minutes = state_dict["stopped_epoch"], state_dict["minutes"]
         self._show_best()
         report_changes("EarlyStopping", state_dict["settings"], self._settings())
 
@@ -329,12 +344,8 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
         if not {"wait_count", "best_score"} <= state_dict.keys():
             warn_once("EarlyStopping: the checkpoint was written by another class; its state is not taken over.")
             return
-        rule = self.rules[self.monitor]
         score = float(state_dict["best_score"])
-        rule.adopt(
-            score if math.isfinite(score) else None, int(state_dict["wait_count"]) if self.unit == "checks" else 0
-        )
-        self._exhausted[self.monitor] = rule.exhausted
+        self.decision.adopt(score if math.isfinite(score) else None, int(state_dict["wait_count"]))
         self._adopted = True
         rank_zero_info(
             "EarlyStopping goes on from a checkpoint of Lightning's EarlyStopping. The value to beat is "
@@ -361,32 +372,21 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
     ) -> None:
         if is_dry_run(trainer) or all(value is None for value in values):
             return
-        for name, value in zip(self.monitors, values, strict=True):
-            if value is None:
-                continue
-            verdict = self.rules[name].update(value, self._position(trainer, minutes))
-            self._exhausted[name] = verdict.exhausted if verdict.counted else self._exhausted[name]
-            if name == self.monitor:
-                self._follow_best(trainer, module, value, verdict, validated)
-        self._renew_after_lr_drop(trainer)
+        drops = sum(len(plateau.reductions) for plateau in self._plateaus(trainer))
+        named = dict(zip(self.monitors, values, strict=True))
+        verdict = self.decision.update(named, self._position(trainer, minutes), drops=drops)
+        value = named[self.monitor]
+        if verdict is not None and value is not None:
+            self._follow_best(trainer, module, value, verdict, validated)
         self._decide(trainer)
 
     @staticmethod
     def _plateaus(trainer: Trainer) -> list[ReduceLROnPlateau]:
         return [callback for callback in callbacks_of(trainer) if isinstance(callback, ReduceLROnPlateau)]
 
-    def _renew_after_lr_drop(self, trainer: Trainer) -> None:
-        drops = sum(len(plateau.reductions) for plateau in self._plateaus(trainer))
-        if drops > self._drops_seen and self.after_lr_drop == "renew":
-            for name, rule in self.rules.items():
-                rule.renew()
-                self._exhausted[name] = False
-        self._drops_seen = drops
-
     def _follow_best(
         self, trainer: Trainer, module: LightningModule, value: float, verdict: Verdict, validated: bool
     ) -> None:
-        self._last = value
         if verdict.new_best:
             if self._keeper.take(trainer, module, value, validated=validated):
                 self._show_best()
@@ -397,62 +397,53 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
         elif not verdict.finite and self.nan == "restore" and self._keeper.put_back(trainer, module):
             rank_zero_info(f"EarlyStopping: {self.monitor} = {value}: back to the weights of step {self.best_step}.")
 
-    def _reason_now(self) -> EarlyStoppingReason:
-        reason = self._limits.reason(self._last, self.rules[self.monitor])
-        if reason == EarlyStoppingReason.NOT_STOPPED and combined(self._exhausted.values(), self.require):
-            return EarlyStoppingReason.PATIENCE_EXHAUSTED
-        return reason
-
     def _decide(self, trainer: Trainer) -> None:
-        reason = self._reason_now()
-        rule = self.rules[self.monitor]
-        self.wait_count = int(rule.wait)
+        reason = self.decision.reason
+        self.wait_count = int(self.decision.first.wait)
         if not self.stop:
             return
         if reason == EarlyStoppingReason.NOT_STOPPED:
             self._withdraw(trainer)
         elif reason != self.stopping_reason:
             self.stopping_reason, self.stopped_epoch = reason, trainer.current_epoch
-            self.stopping_reason_message = self._why()
+            self.stopping_reason_message = self._message = self.decision.explain(reason)
             self.stop_request.ask(trainer)
 
     def _withdraw(self, trainer: Trainer) -> None:
         """Take the wish to stop back: ``min_epochs`` held the run, and it has recovered."""
         self.stop_request.withdraw(trainer)
-        self.stopping_reason, self.stopping_reason_message = EarlyStoppingReason.NOT_STOPPED, None
+        self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
+        self.stopping_reason_message = self._message = None
         self.stopped_epoch = 0
-
-    @property
-    def _limits(self) -> Limits:
-        return Limits(self.stopping_threshold, self.divergence_threshold, finite=self.nan == "stop")
-
-    def _why(self) -> str:
-        several = f" ({self.require} of {', '.join(self.monitors)})" if len(self.monitors) > 1 else ""
-        waited = f"{self.rules[self.monitor].wait:g} {self.unit}{several}"
-        return self._limits.explain(self.stopping_reason, self.monitor, self._last, waited)
 
     def _finish(self, trainer: Trainer, module: LightningModule, interrupted_by: str | None = None) -> None:
         if self._finished or is_dry_run(trainer):
             return
         self._finished = True
         self._minutes, self._clock_started = self._elapsed(), None
-        why = self._why() if interrupted_by is None else f"Training was interrupted by {interrupted_by}."
+        why = (
+            self.decision.explain(self.stopping_reason)
+            if interrupted_by is None
+            else f"Training was interrupted by {interrupted_by}."
+        )
         restored = self.restore_best and self._put_back(trainer, module, after_exception=interrupted_by is not None)
         best, length = self._keeper.best, {"epochs": trainer.current_epoch, "steps": trainer.global_step}
         end = describe_end(self.monitor, best, restored=restored, **length)
-        self.stopping_reason_message = f"{why} {end}"
+        self._message = f"{why} {end}"
+        if self.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
+            self.stopping_reason_message = self._message
         rank_zero_info(f"EarlyStopping: {self.message}")
         if best is not None:
             numbers = {"best_score": best.score, "best_epoch": best.epoch, "best_step": best.step}
             numbers["reason"] = self.stopping_reason.value
             log_metrics(trainer, {f"early_stopping/{name}": float(number) for name, number in numbers.items()})
         log_summary(trainer, self._summary())
-        log_text(trainer, "early_stopping/message", self.stopping_reason_message)
+        log_text(trainer, "early_stopping/message", self._message)
 
     def _summary(self) -> dict[str, str | int | float]:
         """Return what the run came to, for tables of many runs."""
         said: dict[str, str | int | float] = {"stopped_by": self.stopping_reason.name.lower()}
-        said["why"] = self.stopping_reason_message or ""
+        said["why"] = self._message or ""
         if self._keeper.best is not None:
             said |= {f"best_{self.monitor}": self._keeper.best.score, "best_epoch": self._keeper.best.epoch}
         return {f"early_stopping/{name}": value for name, value in said.items()}
@@ -480,7 +471,7 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
         self.best_score = torch.tensor(worst if best is None else best.score, dtype=torch.float64)
 
     def _settings(self) -> dict[str, Any]:
-        names = ["patience", "unit", "min_delta", "min_delta_kind", "start_from", "stopping_threshold"]
+        names = ["patience", "unit", "min_delta", "min_delta_mode", "start_from", "stopping_threshold"]
         names += ["divergence_threshold", "require", "nan", "stop"]
         return {name: getattr(self, name) for name in names}
 
@@ -488,3 +479,12 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
         for name in sorted(set(self.monitors) - self._fresh.known - self._complained):
             self._complained.add(name)
             complain_if_missing(trainer, name, who="EarlyStopping", strict=self.strict)
+
+
+def _policy(nan: NanPolicy, check_finite: bool | None) -> NanPolicy:
+    """Return what a value that is not finite does, said in our word, in Lightning's, or in both."""
+    if check_finite is False and nan == "stop":
+        return "count"
+    if check_finite and nan != "stop":
+        raise UserInputError(f"check_finite=True means nan='stop', but got {nan=} as well. Give one of the two.")
+    return nan

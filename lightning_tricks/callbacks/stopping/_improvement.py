@@ -41,7 +41,8 @@ class Improvement:
 
     Args:
         mode: whether smaller or larger is better.
-        patience: positions without improvement, at which :attr:`Verdict.exhausted` becomes true; more than 0.
+        patience: positions without improvement, at which :attr:`Verdict.exhausted` becomes true, at least 0; at 0
+            as at 1, the first value that does not improve does it.
         margin: by how much a value must beat the reference, at least 0; strictly.
         margin_kind: ``"absolute"``, or ``"relative"`` to the size of the reference (``margin * abs(reference)``, right
             for negative values too).
@@ -75,7 +76,7 @@ class Improvement:
         window: int = 5,
     ) -> None:
         self.mode = check_choice("mode", mode, ["min", "max"])
-        self.patience = check_range("patience", patience, low=0, open_low=True)
+        self.patience = check_range("patience", patience, low=0)
         self.margin = check_range("margin", margin, low=0, high=math.inf, open_high=True)
         self.margin_kind = check_choice("margin_kind", margin_kind, ["absolute", "relative"])
         self.start_from = check_range("start_from", start_from, low=0)
