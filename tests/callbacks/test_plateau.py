@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from stopping_models import Noisy, Scripted, assert_same, dots, noise, tensors
 from torch import nn
 from torch.optim import lr_scheduler
+from torch.optim.swa_utils import SWALR
 
 import lightning_tricks as lt
 from lightning_tricks._base import UserInputError
@@ -147,6 +148,9 @@ class Scheduled(Scripted):
 SCHEDULES = {
     "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=12),
     "warm restarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, T_0=5),
+    "cosine to a floor": lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=6, eta_min=0.05),
+    "restarts to a floor": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, T_0=5, eta_min=0.03),
+    "averaging": lambda o: SWALR(o, swa_lr=0.04, anneal_epochs=6),
     "lambda": lambda o: lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)),
     "one cycle": lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.4, total_steps=20),
     "cyclic": lambda o: lr_scheduler.CyclicLR(o, base_lr=0.1, max_lr=0.4, step_size_up=3),

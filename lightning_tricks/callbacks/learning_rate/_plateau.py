@@ -24,7 +24,7 @@ from lightning_tricks.callbacks._settings import report_changes
 from lightning_tricks.callbacks._stop_request import StopRequest
 from lightning_tricks.callbacks._trainer import is_dry_run, resumes
 from lightning_tricks.callbacks.learning_rate._decision import PlateauDecision
-from lightning_tricks.callbacks.learning_rate._lr_scale import ByGroup, Reducer, reduce_all
+from lightning_tricks.callbacks.learning_rate._lr_scale import ByGroup, Reducer, ceilings, has_rate, reduce_all
 from lightning_tricks.callbacks.stopping._best_weights import Keep
 from lightning_tricks.callbacks.stopping._improvement import Improvement, Margin, Smooth
 from lightning_tricks.callbacks.stopping._keeper import BestKeeper
@@ -207,6 +207,7 @@ class ReduceLROnPlateau(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count what the module logged in its ``on_train_epoch_end``, which other callbacks cannot see in time."""
+        self._look_whether_undone()
         self.observe(trainer, pl_module, "epoch end")
         if self._epochs_seen and self.monitor not in self._fresh.known:
             complain_if_missing(trainer, self.monitor, who="ReduceLROnPlateau", strict=self.strict)
@@ -243,6 +244,7 @@ class ReduceLROnPlateau(Callback):
         if self._occasions.get(where) == occasion:
             return
         self._occasions[where] = occasion
+        self._look_whether_undone()
         validated = where == "validation"
         self._validated |= validated
         take = self._fresh.after_validation if validated else self._fresh.after_training
@@ -287,6 +289,7 @@ class ReduceLROnPlateau(Callback):
         self._occasions: dict[str, tuple[str, int]] = {}
         self._validated = False
         self._epochs_seen = 0
+        self._ceilings: list[tuple[dict[str, Any], float]] = []
         self._stop_settings = {}
         self.reductions = []
         self.message = None
@@ -310,6 +313,7 @@ class ReduceLROnPlateau(Callback):
             self.reducer.lower(float(group["lr"]), group.get("name")) == float(group["lr"])
             for optimizer in trainer.optimizers
             for group in optimizer.param_groups
+            if has_rate(group)
         )
 
     def _reduce(self, trainer: Trainer, module: LightningModule, why: str) -> None:
@@ -319,6 +323,7 @@ class ReduceLROnPlateau(Callback):
         changes = [
             change for change in reduce_all(trainer.optimizers, schedulers, self.reducer) if len(set(change)) > 1
         ]
+        self._ceilings = ceilings(trainer.optimizers, schedulers) if changes else []
         if changes:
             old, new = max(changes)
             self.reductions.append(Reduction(trainer.current_epoch, trainer.global_step, old, new))
@@ -326,12 +331,31 @@ class ReduceLROnPlateau(Callback):
                 f"ReduceLROnPlateau: {why} in epoch {trainer.current_epoch}; learning rate {old:.3g} -> {new:.3g}."
             )
 
+    def _look_whether_undone(self) -> None:
+        """Say that a rate is above all that its lowered schedule should give, once its scheduler has stepped."""
+        for group, top in self._ceilings:
+            if has_rate(group) and float(group["lr"]) > top * (1 + 1e-6):
+                self._ceilings = []
+                warn_once(
+                    f"ReduceLROnPlateau lowered the learning rate to at most {top:.3g}, but it is "
+                    f"{float(group['lr']):.3g} again: a scheduler, a callback or the module sets it from a value of "
+                    "its own. Let only one of them move the rate, or give the optimizer one of torch's schedulers.",
+                    key=f"reduction undone: {self.state_key}",
+                )
+                return
+
     def _stop(self, trainer: Trainer, message: str) -> None:
         self.message = message
         rank_zero_info(f"ReduceLROnPlateau stops the run: {message}")
         self.stop_request.ask(trainer)
 
     def _check_groups(self, trainer: Trainer) -> None:
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        if groups and not any(map(has_rate, groups)):
+            warn_once(
+                "ReduceLROnPlateau has nothing to lower: every parameter group has lr=None, its optimizer finds the "
+                "learning rate by itself. Give the optimizer a learning rate, or leave the callback out."
+            )
         known = [group.get("name") for optimizer in trainer.optimizers for group in optimizer.param_groups]
         asked = {name for value in (self.factor, self.min_lr) if isinstance(value, Mapping) for name in value}
         if missing := sorted(asked - set(known)):
