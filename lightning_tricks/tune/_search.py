@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
-    from lightning_tricks.tune.execution._stack_loop import StackRunner
+    from lightning_tricks.tune.execution._trials import SharedTrials
 
 PrunerName = Literal["asha", "median", "wilcoxon"]
 
@@ -139,8 +139,8 @@ def search(
         ('grid', {'lr': 0.01})
     """
     require_extra("optuna", "tune", "search()")
-    from lightning_tricks.tune.execution._loop import Runner
     from lightning_tricks.tune.execution._study import open_study, record_search
+    from lightning_tricks.tune.execution._trials import SharedTrials
 
     for what, number, least in (("trials", trials, 1), ("workers", workers, 1), ("retrain", retrain, 0)):
         check_range(what, number, low=least)
@@ -160,13 +160,14 @@ def search(
         logger = {"group": study or folder.resolve().name, **logger}
     job = Job(folder, {}, make_model, data, monitor, mode, seed, dict(trainer or {}), callbacks, logger, folds=folds)
     note = {"space": _as_text(space), "monitor": monitor, "method": chosen.name, "seed": seed, "folds": folds}
-    make = partial(_stack_runner(vectorize, prune, space, job), most=vectorize) if vectorize else Runner
+    check = _check_of_stacks(vectorize, prune, space, job) if vectorize else None
     record = {"trials": trials, "method": method, "prune": prune, "mode": mode, "trainer": job.trainer}
     record["vectorize"] = vectorize
     opened = open_study(folder, storage, chosen, name=study, mode=mode, pruner=_pruner(prune), note=note)
     record_search(opened, job, space, {**note, **record, "grace": grace})
     pool = Pool(job, workers, context_for(start_method, job), grace)
-    make(opened, space, chosen, pool, prune=prune is not None, progress=progress).run()
+    shared = SharedTrials(opened, space, chosen, pool, prune=prune is not None, check=check)
+    _run(shared, vectorize, progress=progress)
     if not ordered(opened):
         raise UserInputError(f"all trials failed; the reasons are in {folder / 'runs.csv'}.")
     best = ordered(opened)[:retrain]
@@ -193,16 +194,28 @@ def _write_report(result: SearchResult) -> None:
         warn_once(f"report.html could not be written: {type(error).__name__}: {error}")
 
 
-def _stack_runner(vectorize: bool | int, prune: Any, space: Space, job: Job) -> "type[StackRunner]":
-    """Return what runs a search in stacks, if it can be run so."""
-    from lightning_tricks.tune.execution._stack_loop import StackRunner, check_shared
+def _check_of_stacks(vectorize: bool | int, prune: Any, space: Space, job: Job) -> Callable[[Mapping[str, Any]], None]:
+    """Refuse a search that cannot be run in stacks; return what checks the hyperparameters of each trial."""
+    from lightning_tricks.tune.execution._stack_loop import check_shared
 
     check_range("vectorize", vectorize, low=1)
     if prune is not None:
         raise UserInputError("prune gives up single trainings and cannot be combined with vectorize. Give one of them.")
     if not callable(space):  # what a function suggests is known only when it is asked
         check_shared(job.data, space)
-    return StackRunner
+    return partial(check_shared, job.data)
+
+
+def _run(trials: "SharedTrials", vectorize: bool | int, *, progress: bool) -> None:
+    """Train the trials, each in a process of its own or in stacks."""
+    if not vectorize:
+        from lightning_tricks.tune.execution._loop import ProcessRunner
+
+        ProcessRunner(trials, progress=progress).run()
+        return
+    from lightning_tricks.tune.execution._stack_loop import StackRunner
+
+    StackRunner(trials, most=vectorize, progress=progress).run()
 
 
 def _again(

@@ -18,12 +18,13 @@ from search_nets import SPACE, Slope, Tiny, find
 from lightning_tricks.tune import SlotGridSampler, SlotRandomSampler
 from lightning_tricks.tune.execution._claim import Claim
 from lightning_tricks.tune.execution._heartbeat import Pulse, Watch, beat, is_dead_here, read_beat, this_worker
-from lightning_tricks.tune.execution._loop import Runner
+from lightning_tricks.tune.execution._loop import ProcessRunner
 from lightning_tricks.tune.execution._processes import Batch
 from lightning_tricks.tune.execution._stack_job import StackJob
 from lightning_tricks.tune.execution._stack_loop import StackRunner
-from lightning_tricks.tune.execution._study import RUN, WORKER, _queue_again, journal, repair
+from lightning_tricks.tune.execution._study import RUN, WORKER, _take_over, journal, repair
 from lightning_tricks.tune.execution._trial import Job
+from lightning_tricks.tune.execution._trials import SharedTrials
 from lightning_tricks.tune.samplers._methods import Chosen, choose
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -246,7 +247,7 @@ def test_what_another_worker_has_finished_is_neither_failed_nor_queued(tmp_path)
     trial = study.ask(LR)
     before = study.trials[0]
     study.tell(trial, 1.0)
-    _queue_again(study, before)
+    _take_over(study, before)
     assert not SlotRandomSampler(seed=0)._fail(study, before)
     assert [t.state.name for t in study.trials] == ["COMPLETE"]
 
@@ -294,7 +295,7 @@ def fake(tmp_path, monkeypatch):
         name = options.pop("name", "s")
         study = optuna.create_study(study_name=name, storage=journal(tmp_path / f"{name}.log"), load_if_exists=True)
         options |= {"most": 2} if runner is StackRunner else {}
-        return runner(study, SPACE, chosen, pool, prune=False, progress=False, **options)
+        return runner(SharedTrials(study, SPACE, chosen, pool, prune=False), progress=False, **options)
 
     monkeypatch.setattr("lightning_tricks.tune.execution._loop.pause", lambda runs: None)
     monkeypatch.setattr("lightning_tricks.tune.execution._stack_loop.pause", lambda runs: None)
@@ -302,10 +303,10 @@ def fake(tmp_path, monkeypatch):
 
 
 def outcome(runner):
-    return [(t.state.name, t.params["lr"]) for t in runner.study.trials if t.params]
+    return [(t.state.name, t.params["lr"]) for t in runner.trials.study.trials if t.params]
 
 
-RUNNERS = pytest.mark.parametrize("runner", [Runner, StackRunner])
+RUNNERS = pytest.mark.parametrize("runner", [ProcessRunner, StackRunner])
 
 
 @RUNNERS
@@ -322,7 +323,7 @@ def test_an_interrupted_search_gives_its_points_back(runner, method, fake, tmp_p
         first.run()
     assert begun[-1].killed
     assert (tmp_path / "runs.csv").exists()
-    assert TrialState.RUNNING not in [t.state for t in first.study.trials]
+    assert TrialState.RUNNING not in [t.state for t in first.trials.study.trials]
     more, alone = (make(runner, choose(method, SPACE, trials=3, seed=0), name=name) for name in ("s", "t"))
     more.run()
     alone.run()
@@ -348,6 +349,19 @@ def test_an_interrupt_tells_of_itself_although_another_worker_took_the_trial_ove
     with pytest.raises(KeyboardInterrupt):
         search.run()
     assert [state for state, _ in outcome(search)] == ["FAIL"]
+
+
+@RUNNERS
+@pytest.mark.parametrize("method", ["random", "tpe"])
+def test_an_enqueued_trial_that_was_interrupted_keeps_all_that_it_was_given(runner, method, fake):
+    make, _ = fake
+    search = make(runner, choose(method, SPACE, trials=2, seed=0))
+    search.trials.study.enqueue_trial({"lr": 0.25, "start": 1.5})
+    trial = search.trials.study.ask()
+    trial.suggest_float("lr", 1e-3, 1.0, log=True)  # interrupted before it suggested the other
+    search.trials.give_back(trial)
+    search.run()
+    assert {"lr": 0.25, "start": 1.5} in [t.params for t in search.trials.study.trials]
 
 
 @RUNNERS
@@ -377,12 +391,14 @@ def test_a_stack_holds_as_many_as_it_may_and_a_trial_that_was_taken_over_is_let_
 def test_a_search_in_stacks_waits_for_what_others_train(fake, monkeypatch):
     make, begun = fake
     search = make(StackRunner, choose("tpe", SPACE, trials=1, seed=0))
-    other = search.study.ask({"lr": optuna.distributions.FloatDistribution(1e-3, 1.0, log=True)})
+    other = search.trials.study.ask({"lr": optuna.distributions.FloatDistribution(1e-3, 1.0, log=True)})
     other.set_user_attr(WORKER, this_worker())
-    monkeypatch.setattr("lightning_tricks.tune.execution._stack_loop.pause", lambda runs: search.study.tell(other, 0.5))
+    monkeypatch.setattr(
+        "lightning_tricks.tune.execution._stack_loop.pause", lambda runs: search.trials.study.tell(other, 0.5)
+    )
     search.run()
     assert begun == []
-    assert [t.value for t in search.study.trials] == [0.5]
+    assert [t.value for t in search.trials.study.trials] == [0.5]
 
 
 def test_trainings_again_end_with_the_search(fake, tmp_path):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lightning_tricks.tune.execution._heartbeat import Watch, beat, is_dead_here, read_beat, this_worker
+from lightning_tricks.tune.execution._heartbeat import Watch, beat, read_beat, this_worker
 
 
 class Claim:
@@ -49,10 +49,7 @@ class Claim:
             return {}
 
     def _is_dead(self, holder: dict[str, Any]) -> bool:
-        dead = is_dead_here(holder)
-        if dead is not None:
-            return dead
-        return self.watch.is_stale(hash(self.folder), (holder, read_beat(self.folder)))
+        return self.watch.is_dead(hash(self.folder), holder, read_beat(self.folder))
 
     def _withdraw(self, holder: dict[str, Any]) -> None:
         """Remove a dead worker's claim, and nobody else's."""

@@ -117,6 +117,17 @@ class Watch:
         self.grace = grace
         self._seen: dict[int, tuple[Any, float]] = {}
 
+    def is_dead(self, key: int, worker: dict[str, Any] | None, sign_of_life: Any) -> bool:
+        """Whether a worker is dead: by its process on this machine, by its sign of life elsewhere.
+
+        Args:
+            key: whose sign of life it is.
+            worker: what :func:`this_worker` said there; empty or None if it is not known.
+            sign_of_life: anything that changes as long as the worker lives.
+        """
+        dead = is_dead_here(worker or {})
+        return self.is_stale(key, (worker, sign_of_life)) if dead is None else dead
+
     def is_stale(self, key: int, sign_of_life: Any, patience: float = 1.0) -> bool:
         """Tell whether the sign has been the same for longer than ``patience`` times the grace time."""
         now = time.monotonic()

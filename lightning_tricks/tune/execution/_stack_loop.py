@@ -2,23 +2,19 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
-import optuna
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import Trial, TrialState
+from optuna.samplers import BaseSampler
+from optuna.trial import Trial
 
 from lightning_tricks._base import UserInputError, warn_once
-from lightning_tricks.tune.execution._loop import _FAILURES_IN_A_ROW, Runner, _give_back
 from lightning_tricks.tune.execution._processes import Run, pause
 from lightning_tricks.tune.execution._stack_job import results_of, stack_of
-from lightning_tricks.tune.execution._study import counted
 from lightning_tricks.tune.execution._trial import Job, called_with
+from lightning_tricks.tune.execution._trials import FAILURES_IN_A_ROW, NoTrial, SharedTrials
 from lightning_tricks.tune.reporting._run_table import ordered
-from lightning_tricks.tune.samplers._coarse_to_fine import CoarseToFineSampler
 from lightning_tricks.tune.samplers._slots import SlotSampler
 
 # Samplers that do not learn from one trial to the next may fill a stack; those that do, as much as they can bear.
@@ -26,18 +22,20 @@ MOST_AT_ONCE = 64
 MOST_OF_A_LEARNER = 8
 
 
-class StackRunner(Runner):
-    """One process's part in a search whose trials are trained in stacks.
+class StackRunner:
+    """Trains trials in stacks, one stack per worker.
 
     Args:
+        trials: this process's share of the search.
         most: how many trials may be in a stack; True decides by the sampler.
-        *args: of :class:`Runner`.
-        **options: likewise.
+        progress: whether to show a bar.
     """
 
-    def __init__(self, *args: Any, most: int | bool, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, trials: SharedTrials, *, most: int | bool, progress: bool) -> None:
+        self.trials = trials
+        self.pool = trials.pool
         self.most = most
+        self.progress = progress
         self.asked: list[tuple[Trial, Job]] = []
         self.stacks: list[Run] = []
         self._said: list[dict[str, Any]] = []
@@ -46,44 +44,33 @@ class StackRunner(Runner):
         """Run until the budget is spent and nobody else works on it."""
         from tqdm import tqdm  # type: ignore[import-untyped]
 
-        with tqdm(total=self.chosen.trials, desc="search", disable=not self.progress) as bar:
+        with tqdm(total=self.trials.chosen.trials, desc="search", disable=not self.progress) as bar:
             try:
                 while self._goes_on():
                     if self.asked:
                         self._train(bar)
                     else:
                         pause([])
-                    self._show(bar)
+                    self.trials.show(bar)
             finally:
                 self._abandon()
-                self.write_runs()
+                self.trials.write_runs()
 
-    def _fill(self) -> bool:
+    def _goes_on(self) -> bool:
+        """Ask for what to train; whether there is anything, here or at others, who may die."""
+        self.trials.repair()
+        self._fill()
+        return bool(self.asked) or self.trials.running_elsewhere(set())
+
+    def _fill(self) -> None:
         """Ask for as many points as fit into a stack and depend on no result that is still to come."""
-        while len(trials := counted(self.study)) < self.chosen.trials:
-            sampler = self._sampler(len(trials))
-            if len(self.asked) >= self._room(sampler):
-                break
-            if self.asked and isinstance(sampler, CoarseToFineSampler) and sampler.would_wait(self.study):
-                break
-            self.study.sampler = sampler
-            trial = self.study.ask()
-            try:
-                params = self._suggested(trial)
-            except optuna.TrialPruned:  # the end of a grid
-                self.study.tell(trial, state=TrialState.PRUNED)
-                break
-            try:
-                check_shared(self.pool.job.data, params)
-            except UserInputError:
-                _give_back(self.study, self.chosen, trial)
-                raise
-            job = self._job(trial, params)
-            self.pulse.start(trial._trial_id, partial(self._beat, trial, job.folder))
-            self.asked.append((trial, job))
-        return bool(self.asked)
+        while (sampler := self.trials.sampler()) is not None and len(self.asked) < self._most_at_once(sampler):
+            asked = self.trials.ask(busy=bool(self.asked))
+            if isinstance(asked, NoTrial):
+                return
+            self.asked.append(asked)
 
-    def _room(self, sampler: "optuna.samplers.BaseSampler") -> int:
+    def _most_at_once(self, sampler: BaseSampler) -> int:
         if self.most is not True:
             return int(self.most) * self.pool.workers
         return MOST_AT_ONCE * self.pool.workers if isinstance(sampler, SlotSampler) else MOST_OF_A_LEARNER
@@ -110,19 +97,16 @@ class StackRunner(Runner):
         first_error: UserInputError | None = None
         for result in results:
             trial, job = self.asked.pop(0)
-            self.pulse.stop(trial._trial_id)
             try:
-                self._tell(trial, job, result)
+                # A trial of a stack has no log of its own.
+                log = self.pool.job.folder / "stacks" / result["stack"] / "log.txt"
+                self.trials.tell(trial, job, result, log=log)
             except UserInputError as error:
                 first_error = first_error or error
             except UpdateFinishedTrialError:  # another worker saw no sign of life from this one, and did the same
                 warn_once(f"trial {trial.number} was taken over by another worker.")
-        if first_error is not None and len(self.failures) >= min(_FAILURES_IN_A_ROW, len(results)):
+        if first_error is not None and len(self.trials.failures) >= min(FAILURES_IN_A_ROW, len(results)):
             raise first_error
-
-    def _count_failures(self, result: dict[str, Any], job: Job) -> None:
-        """Point to the log of the stack, since a trial has none of its own."""
-        super()._count_failures(result, replace(job, folder=self.pool.job.folder / "stacks" / result["stack"]))
 
     def _say(self, bar: Any) -> None:
         notes = [_note(stack) for stack in self.stacks]
@@ -130,7 +114,7 @@ class StackRunner(Runner):
         if not known or known == self._said:
             return
         self._said = known
-        best = ordered(self.study)[:1]
+        best = ordered(self.trials.study)[:1]
         found = [note["best"] for note in known if note["best"] is not None]
         found += [best[0].value] if best else []
         value = (min if self.pool.job.mode == "min" else max)(found, default=None)
@@ -143,8 +127,7 @@ class StackRunner(Runner):
         for stack in self.stacks:
             stack.kill()
         for trial, _ in self.asked:
-            self.pulse.stop(trial._trial_id)
-            _give_back(self.study, self.chosen, trial)
+            self.trials.give_back(trial)
         self.stacks, self.asked = [], []
 
 

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lightning_tricks._base import UserInputError
 from lightning_tricks.tune._space import Space
-from lightning_tricks.tune.execution._heartbeat import Watch, is_dead_here, read_beat
+from lightning_tricks.tune.execution._heartbeat import Watch, read_beat
 from lightning_tricks.tune.execution._search_record import RECORDED, name_of, plain, space_to_json
 from lightning_tricks.tune.execution._trial import Job
 from lightning_tricks.tune.samplers._methods import Chosen
@@ -138,16 +138,13 @@ def repair(study: optuna.Study, sampler: "optuna.samplers.BaseSampler", folder: 
         if not _is_dead(trial, folder, watch):
             continue
         if not (isinstance(sampler, SlotSampler) and sampler.take_for_dead(study, trial)):
-            _queue_again(study, trial)
+            _take_over(study, trial)
 
 
 def _is_dead(trial: FrozenTrial, folder: Path, watch: Watch) -> bool:
     worker = trial.user_attrs.get(WORKER)
-    dead = None if worker is None else is_dead_here(worker)
-    if dead is not None:
-        return dead
     seen = read_beat(folder / trial.user_attrs[RUN]) if RUN in trial.user_attrs else None
-    return watch.is_stale(trial.number, (worker, seen, trial.user_attrs.get(PULSE)))
+    return watch.is_dead(trial.number, worker, (seen, trial.user_attrs.get(PULSE)))
 
 
 def running_elsewhere(study: optuna.Study, mine: Collection[int]) -> bool:
@@ -155,7 +152,8 @@ def running_elsewhere(study: optuna.Study, mine: Collection[int]) -> bool:
     return any(t.number not in mine for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
 
 
-def _queue_again(study: optuna.Study, trial: FrozenTrial) -> None:
+def _take_over(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Fail a dead worker's trial and queue its point again, unless it may be what kills the workers."""
     deaths = trial.user_attrs.get(_DEATHS, 0) + 1
     try:
         if deaths >= MOST_DEATHS:
@@ -165,8 +163,20 @@ def _queue_again(study: optuna.Study, trial: FrozenTrial) -> None:
     except UpdateFinishedTrialError:  # somebody else was faster
         return
     if deaths < MOST_DEATHS:
-        kept = {RUN: trial.user_attrs[RUN]} if RUN in trial.user_attrs else {}
-        study.enqueue_trial(trial.params, user_attrs={**kept, _DEATHS: deaths})
+        queue_again(study, trial, **{_DEATHS: deaths})
+
+
+def queue_again(study: optuna.Study, trial: FrozenTrial, **attrs: Any) -> None:
+    """Put a trial's point into the queue: what was suggested, and what an enqueued trial was given beforehand.
+
+    Args:
+        study: shared by all.
+        trial: what was not finished.
+        **attrs: attributes of the new trial; it goes on in the old one's folder.
+    """
+    kept = {RUN: trial.user_attrs[RUN]} if RUN in trial.user_attrs else {}
+    given = trial.system_attrs.get("fixed_params", {})
+    study.enqueue_trial({**given, **trial.params}, user_attrs={**kept, **attrs})
 
 
 def counted(study: optuna.Study) -> list[FrozenTrial]:

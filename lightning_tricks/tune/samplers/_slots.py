@@ -16,7 +16,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lightning_tricks._base import UserInputError, check_range, derive_seed
-from lightning_tricks.tune.execution._heartbeat import Pulse, Watch, is_dead_here, this_worker
+from lightning_tricks.tune.execution._heartbeat import Pulse, Watch, this_worker
 from lightning_tricks.tune.samplers._rounds import uniform
 from lightning_tricks.tune.samplers._scales import from_unit, is_categorical
 from lightning_tricks.tune.samplers._slot_table import MOST_DEATHS, Ledger, attribute
@@ -211,10 +211,7 @@ class SlotSampler(BaseSampler):
         if worker.get("trial") != trial.number:  # just begun, perhaps with attributes of the trial that it repeats
             begun_by_another_sampler = bool(trial.params)
             return not begun_by_another_sampler and self._watch.is_stale(trial.number, None, patience=10)
-        dead = is_dead_here(worker)
-        if dead is not None:
-            return dead
-        return self._watch.is_stale(trial.number, attribute(trial, self._prefix, "pulse"))
+        return self._watch.is_dead(trial.number, worker, attribute(trial, self._prefix, "pulse"))
 
     def _fail(self, study: Study, trial: FrozenTrial, mark: str = "died") -> bool:
         """Fail a trial that nobody works on; put an enqueued one back into the queue."""
