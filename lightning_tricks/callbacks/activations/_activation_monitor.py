@@ -1,8 +1,11 @@
 """What flows through the layers, looked at on a few batches."""
 
 import math
+import weakref
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_tricks._base import check_range, log_figure, log_metrics, log_table, warn_once
+from lightning_tricks.callbacks._points import Points
 from lightning_tricks.callbacks._trainer import resumes
 from lightning_tricks.callbacks.activations._stats import (
     DEAD,
@@ -76,6 +80,7 @@ class ActivationMonitor(Callback):
         self._rows: list[list[Any]] = []  # as COLUMNS
         self._sampled = 0  # batches
         self._last_active: dict[str, Tensor] = {}  # sampled batch in which each unit was last active
+        self._waiting: list[Any] = []  # points that an interrupted run had not logged
         self._drop_run()
 
     def _drop_run(self) -> None:
@@ -84,6 +89,8 @@ class ActivationMonitor(Callback):
         self._seen_at = -1
         self._logged = 0
         self._drawn = 0
+        self._trainer: weakref.ref[Trainer] | None = None
+        self._points = Points()
 
     def _remove_hooks(self) -> None:
         for handle in self._handles:
@@ -91,14 +98,17 @@ class ActivationMonitor(Callback):
         self._handles = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all rows so far; plain lists and tensors."""
-        self._collect()
+        """Return all rows so far; plain lists and tensors. What a checkpoint holds was logged or waits in it."""
+        trainer = None if self._trainer is None else self._trainer()
+        if trainer is not None:
+            self._flush(trainer)
         steps = sorted({row[0] for row in self._rows})
         kept = set(steps[:: -(-len(steps) // _SAVED) or 1])
         return {
             "rows": [list(row) for row in self._rows if row[0] in kept],
             "sampled": self._sampled,
             "last_active": dict(self._last_active),
+            "points": self._points.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -106,6 +116,7 @@ class ActivationMonitor(Callback):
         self._rows = [list(row) for row in state_dict["rows"]]
         self._sampled = state_dict["sampled"]
         self._last_active = dict(state_dict["last_active"])
+        self._waiting = state_dict.get("points", [])
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep what was seen when weights are loaded for a validation or test."""
@@ -149,6 +160,10 @@ class ActivationMonitor(Callback):
         """Say what cannot be seen."""
         self._log_every = max(1, getattr(trainer, "log_every_n_steps", 50))
         self._logged = trainer.global_step // self._log_every
+        self._trainer = weakref.ref(trainer)
+        self._points = Points(self.every_n_steps, self._log_every)
+        self._points.load_state_dict(self._waiting)
+        self._waiting = []
         if _is_compiled(pl_module):
             warn_once(
                 "ActivationMonitor cannot look into a compiled LightningModule, so it will see nothing. Compile the "
@@ -184,12 +199,15 @@ class ActivationMonitor(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what is left, draw, and let go of the run."""
-        self._draw(trainer) if self.plot_every_n_epochs else self._flush(trainer)
+        self._flush(trainer, last=True)
+        if self.plot_every_n_epochs:
+            self._draw(trainer)
         self._drop_run()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Detach the hooks and keep what was seen."""
-        self._collect()
+        """Detach the hooks, keep what was seen and log it."""
+        self._remove_hooks()
+        self._flush(trainer, last=True)
         self._drop_run()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -237,14 +255,16 @@ class ActivationMonitor(Callback):
         self._rows += rows
         return rows
 
-    def _flush(self, trainer: Trainer) -> None:
+    def _flush(self, trainer: Trainer, *, last: bool = False) -> None:
         rows = self._collect()
         if rows:
             self._publish(trainer, rows)
+        for step, metrics in self._points.ready(None if last else trainer.global_step):
+            log_metrics(trainer, metrics, step=step)
 
     def _publish(self, trainer: Trainer, rows: Sequence[Sequence[Any]]) -> None:
-        latest = [row for row in rows if row[0] == rows[-1][0]]
-        log_metrics(trainer, step_metrics(latest), step=rows[-1][0])
+        for step, of_step in groupby(rows, key=itemgetter(0)):
+            self._points.add(step, partial(step_metrics, list(of_step)))
 
     def _draw(self, trainer: Trainer) -> None:
         self._flush(trainer)

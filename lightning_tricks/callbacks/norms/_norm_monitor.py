@@ -2,6 +2,7 @@
 
 import math
 import re
+import weakref
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +23,7 @@ from lightning_tricks._base import (
     require_extra,
     warn_once,
 )
+from lightning_tricks.callbacks._points import Points
 from lightning_tricks.callbacks._trainer import resumes
 from lightning_tricks.callbacks.norms._files import NormFile
 from lightning_tricks.callbacks.norms._forward_order import first_uses
@@ -122,6 +124,7 @@ class NormMonitor(OnlyLooks, Callback):
         self._history = NormHistory()
         self._counts: list[int] = []  # steps seen, per optimizer
         self._first_nonfinite: dict[str, Any] | None = None
+        self._waiting: list[Any] = []  # points that an interrupted run had not logged
         self._drop_run()
 
     def _drop_run(self) -> None:
@@ -147,18 +150,30 @@ class NormMonitor(OnlyLooks, Callback):
         self._on_device = False
         self._log_every = 1
         self._one_step_per_batch = False
+        self._trainer: weakref.ref[Trainer] | None = None
+        self._points = Points()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all records so far; plain lists and tensors."""
-        if self._recorder is not None and self._recorder.world_size == 1:
-            self._collect()
-        return {"history": self._history.state_dict(), "counts": list(self._counts), "first": self._first_nonfinite}
+        """Return all records so far; plain lists and tensors.
+
+        What a checkpoint holds has been logged or waits in it: a run that goes on from it logs the rest.
+        """
+        trainer = None if self._trainer is None else self._trainer()
+        if trainer is not None and self._recorder is not None and self._recorder.world_size == 1:
+            self._flush(trainer, write=False)
+        return {
+            "history": self._history.state_dict(),
+            "counts": list(self._counts),
+            "first": self._first_nonfinite,
+            "points": self._points.state_dict(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the records of the interrupted run."""
         self._history.load_state_dict(state_dict["history"])
         self._counts = list(state_dict["counts"])
         self._first_nonfinite = state_dict["first"]
+        self._waiting = state_dict.get("points", [])
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep what was seen when weights are loaded for a validation or test."""
@@ -223,6 +238,10 @@ class NormMonitor(OnlyLooks, Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to the optimizers; hooks are the only place between clipping and the update."""
+        self._trainer = weakref.ref(trainer)
+        self._points = Points(self.every_n_steps, max(1, getattr(trainer, "log_every_n_steps", 50)))
+        self._points.load_state_dict(self._waiting)
+        self._waiting = []
         self._look_at_order = True
         self._on_device = trainer.strategy.root_device.type != "cpu"
         # Under a loss scaler infinities are everyday; on shards the ranks could disagree about what to measure.
@@ -282,7 +301,7 @@ class NormMonitor(OnlyLooks, Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what is left, draw, and let go of the run."""
-        self._flush(trainer, write=True)
+        self._flush(trainer, write=True, last=True)
         if self.plot_every_n_epochs:
             self._draw(trainer)
         self._finish()
@@ -290,7 +309,7 @@ class NormMonitor(OnlyLooks, Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Keep what was measured, unless that needs the other ranks, which may not be there."""
         if self._recorder is not None and self._recorder.world_size == 1:
-            self._flush(trainer, write=True)
+            self._flush(trainer, write=True, last=True)
         self._finish()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -410,15 +429,20 @@ class NormMonitor(OnlyLooks, Callback):
 
     # What is written
 
-    def _flush(self, trainer: Trainer, *, write: bool) -> None:
+    def _flush(self, trainer: Trainer, *, write: bool, last: bool = False) -> None:
         block = self._collect()
         if block is not None:
             self._publish(trainer, block)
+        for step, metrics in self._points.ready(None if last else trainer.global_step):
+            log_metrics(trainer, metrics, step=step)
         if write and self._file is not None:
             self._file.write(self._history)
 
     def _publish(self, trainer: Trainer, block: Block) -> None:
-        log_metrics(trainer, step_metrics(block), step=block.steps[-1])
+        several = len(trainer.optimizers) > 1
+        for record, step in enumerate(block.steps):
+            numbers = partial(step_metrics, block, record, several=several)
+            self._points.add(step, numbers, owner=block.optimizers[record])
 
     def _collect(self) -> Block | None:
         """Bring what the ring holds to the host."""

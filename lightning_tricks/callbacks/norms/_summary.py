@@ -8,27 +8,27 @@ from lightning_tricks.callbacks.norms._history import TOTAL, Block, NormHistory,
 _QUANTILES = {"q10": 0.1, "median": 0.5, "q90": 0.9}
 
 
-def step_metrics(block: Block) -> dict[str, float]:
-    """Return totals and quantiles over the layers of the last record of each optimizer in a block."""
-    metrics: dict[str, float] = {}
-    for number in sorted(set(block.optimizers)):
-        prefix = f"norms/optimizer{number}/" if max(block.optimizers) else "norms/"
-        records = [i for i, owner in enumerate(block.optimizers) if owner == number]
-        totals = [block_rows(block, i)[0] for i in records]
-        layers = block_rows(block, records[-1])[1:]
-        last = totals[-1]
-        numbers = {
-            "gradient": last.gradient_norm,
-            "gradient_clipped": last.clipped_gradient_norm,
-            "weight": last.weight_norm,
-            "update": last.update_norm,
-            "nonfinite_gradients": last.nonfinite_gradients,
-            "clipped_share": sum(row.clipped for row in totals) / len(totals),
-            **quantiles("gradient", [row.gradient_norm for row in layers]),
-            **quantiles("update_ratio", [row.update_ratio for row in layers]),
-        }
-        metrics |= {prefix + name: number for name, number in numbers.items() if not math.isnan(number)}
-    return metrics
+def step_metrics(block: Block, record: int, *, several: bool) -> dict[str, float]:
+    """Return totals and quantiles over the layers of one measured step.
+
+    Args:
+        block: what was measured.
+        record: which step of the block.
+        several: whether the names say which optimizer it was.
+    """
+    total, *layers = block_rows(block, record)
+    prefix = f"norms/optimizer{block.optimizers[record]}/" if several else "norms/"
+    numbers = {
+        "gradient": total.gradient_norm,
+        "gradient_clipped": total.clipped_gradient_norm,
+        "weight": total.weight_norm,
+        "update": total.update_norm,
+        "nonfinite_gradients": total.nonfinite_gradients,
+        "clipped": float(total.clipped),
+        **quantiles("gradient", [row.gradient_norm for row in layers]),
+        **quantiles("update_ratio", [row.update_ratio for row in layers]),
+    }
+    return {prefix + name: number for name, number in numbers.items() if not math.isnan(number)}
 
 
 def quantiles(name: str, values: Sequence[float]) -> dict[str, float]:
