@@ -34,7 +34,7 @@ def check_stack(stack: StackedNet, nets: Sequence[nn.Module], *inputs: Any) -> N
             scale = float(alone.abs().nan_to_num().max()) if alone.numel() else 0.0
             if not torch.allclose(together[i], alone, rtol=1e-3, atol=1e-4 * scale, equal_nan=True):
                 raise UserInputError(
-                    f"stacked, net {i} says something else than by itself, so it depends on more than its tensors "
+                    f"stacked, net {i} gives another output than by itself, so it depends on more than its tensors "
                     f"and dropout rates. {_ADVICE}"
                 )
     if stack.way == "vmap":  # the layers of a chain hold nothing that was not compared when it was made
@@ -67,7 +67,7 @@ def check_code(stack: StackedNet, nets: Sequence[nn.Module], *inputs: Any) -> No
         for i, net in enumerate(nets[1:], 1):
             if not _same(_done(net, tensors, inputs), expected, exact=exact):
                 raise UserInputError(
-                    f"with the tensors and dropout rates of net 0, net {i} says something else than net 0, so it "
+                    f"with the tensors and dropout rates of net 0, net {i} gives another output than net 0, so it "
                     f"depends on something that a stack does not keep for each{_differing(nets[0], net)}. Make such a "
                     "number a buffer (self.register_buffer('l2', torch.tensor(l2))), a dropout rate that of an "
                     f"nn.Dropout. Or: {_ADVICE}"

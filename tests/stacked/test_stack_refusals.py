@@ -250,7 +250,7 @@ class Hidden(nn.Module):
     ids=["hparams", "dropout", "gradient", "validation", "second epoch", "net"],
 )
 def test_a_number_that_a_step_uses_is_found_by_its_name(make, names):
-    with pytest.raises(UserInputError, match=rf"net 1 says something else than net 0.*differ in {names}\)"):
+    with pytest.raises(UserInputError, match=rf"net 1 gives another output than net 0.*differ in {names}\)"):
         lt.fit_stacked([make(0), make(1)], Rows(), trainer=OPTIONS)
 
 

@@ -675,7 +675,7 @@ def mlp(**options):
         (lambda: [of(mlp(), Noisy)], "Noisy cannot be stacked, because it changes training_step of Classifier"),
         (lambda: [Hooked()], "Hooked cannot be stacked, because it changes on_train_epoch_end"),
         (lambda: [Manual()], "Manual optimizes by hand"),
-        (lambda: [Factor(1.0), Factor(2.0)], "net 1 says something else than by itself"),
+        (lambda: [Factor(1.0), Factor(2.0)], "net 1 gives another output than by itself"),
         (lambda: [Looking()], "vmap cannot run this net"),
         (lambda: [Metrical()], "needs plain numbers to be logged"),
         (lambda: [of(Recurrent())], "recurrent layers cannot be stacked, but rnn is one"),
@@ -772,7 +772,7 @@ class Branching(Secretive):
 
 
 @pytest.mark.parametrize(
-    ("net", "sentence"), [(Secretive, "net 1 says something else than by itself"), (Branching, "vmap cannot run this")]
+    ("net", "sentence"), [(Secretive, "net 1 gives another output than by itself"), (Branching, "vmap cannot run this")]
 )
 def test_nets_that_only_seem_alike_are_found_on_the_first_batch(net, sentence):
     with pytest.raises(UserInputError, match=sentence):

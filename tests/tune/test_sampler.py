@@ -24,11 +24,11 @@ from optuna.trial import TrialState
 from lightning_tricks._base import UserInputError, derive_seed
 from lightning_tricks.tune import CoarseToFineSampler, explain
 from lightning_tricks.tune.reporting._explain import windows_by_round
-from lightning_tricks.tune.samplers._keyed import KeyedSampler
 from lightning_tricks.tune.samplers._parabola import vertex
-from lightning_tricks.tune.samplers._rounds import Place, Plan, latin_hypercube, uniform
+from lightning_tricks.tune.samplers._reseeded import ReseededSampler
+from lightning_tricks.tune.samplers._rounds import Place, RoundPlan, latin_hypercube, uniform
 from lightning_tricks.tune.samplers._scales import from_unit, to_unit
-from lightning_tricks.tune.samplers._windows import Window, kept_choices, shrunk
+from lightning_tricks.tune.samplers._windows import UnitWindow, kept_choices, shrunk
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 units = st.floats(0, 1)
@@ -76,7 +76,7 @@ def alone():
 
 @given(st.integers(1, 300), st.floats(0.05, 1), st.integers(0, 8))
 def test_plan_spends_the_budget_and_places_every_slot_once(n, coarse, rounds):
-    plan = Plan(n, coarse, rounds)
+    plan = RoundPlan(n, coarse, rounds)
     assert sum(plan.sizes) == n
     assert min(plan.sizes) >= 1
     places = [plan.locate(slot) for slot in range(n + 10)]
@@ -94,7 +94,7 @@ def test_latin_hypercube_has_one_point_per_part(seed, number, name, size):
 
 
 def test_slots_past_the_budget_go_on_in_rounds_as_large_as_the_last():
-    plan = Plan(26, 0.5, 4)
+    plan = RoundPlan(26, 0.5, 4)
     assert plan.sizes == (13, 4, 3, 3, 3)
     places = [plan.locate(slot) for slot in (25, 26, 28, 29)]
     assert places == [Place(4, 2, 3), Place(5, 0, 3), Place(5, 2, 3), Place(6, 0, 3)]
@@ -119,7 +119,7 @@ def test_windows_stay_inside_the_limits_and_never_grow(a, b, best_first, shrink,
     if high - low < 1e-6:
         return
     best_first = [low + u * (high - low) for u in best_first]
-    after = shrunk(Window(low, high), best_first, shrink=shrink, margin=margin)
+    after = shrunk(UnitWindow(low, high), best_first, shrink=shrink, margin=margin)
     assert -1e-12 <= after.low <= after.high <= 1 + 1e-12
     assert after.width <= high - low + 1e-12
     if after.reason.startswith("moved"):
@@ -130,27 +130,27 @@ def test_windows_stay_inside_the_limits_and_never_grow(a, b, best_first, shrink,
 
 
 def test_window_is_centred_on_the_weighted_four_best():
-    window = shrunk(Window(0, 1), [0.5, 0.6, 0.4, 0.7, 0.0], shrink=0.25, margin=0.2)
+    window = shrunk(UnitWindow(0, 1), [0.5, 0.6, 0.4, 0.7, 0.0], shrink=0.25, margin=0.2)
     assert (window.low + window.high) / 2 == pytest.approx(0.4 * 0.5 + 0.3 * 0.6 + 0.2 * 0.4 + 0.1 * 0.7)
 
 
 def test_fewer_points_than_four_share_the_weight():
-    window = shrunk(Window(0, 1), [0.5, 0.6], shrink=0.25, margin=0.2)
+    window = shrunk(UnitWindow(0, 1), [0.5, 0.6], shrink=0.25, margin=0.2)
     assert (window.low + window.high) / 2 == pytest.approx((4 * 0.5 + 3 * 0.6) / 7)
 
 
 def test_window_shrinks_towards_a_hard_limit_but_moves_past_a_soft_one():
-    at_limit = shrunk(Window(0, 0.5), [0.01, 0.01], shrink=0.5, margin=0.2)
+    at_limit = shrunk(UnitWindow(0, 0.5), [0.01, 0.01], shrink=0.5, margin=0.2)
     assert (at_limit.low, at_limit.high) == (0, 0.25)
-    moved = shrunk(Window(0, 0.5), [0.49, 0.2], shrink=0.5, margin=0.2)
+    moved = shrunk(UnitWindow(0, 0.5), [0.49, 0.2], shrink=0.5, margin=0.2)
     assert (moved.low, moved.high, moved.reason) == (pytest.approx(0.24), pytest.approx(0.74), "moved up")
-    moved = shrunk(Window(0.5, 1), [0.51, 0.8], shrink=0.5, margin=0.2)
+    moved = shrunk(UnitWindow(0.5, 1), [0.51, 0.8], shrink=0.5, margin=0.2)
     assert (moved.low, moved.high, moved.reason) == (pytest.approx(0.26), pytest.approx(0.76), "moved down")
 
 
 @pytest.mark.parametrize("best", [0.25, 0.75])
 def test_without_a_margin_no_window_moves(best):
-    assert shrunk(Window(0.25, 0.75), [best], shrink=0.5, margin=0).reason == "shrunk"
+    assert shrunk(UnitWindow(0.25, 0.75), [best], shrink=0.5, margin=0).reason == "shrunk"
 
 
 @given(st.permutations(range(7)), st.integers(0, 7))
@@ -232,7 +232,7 @@ def test_stopped_and_resumed_gives_the_same_points(tmp_path, alone):
 def test_finishing_order_does_not_matter(alone):
     """Tell each round's results backwards."""
     study = study_of(CoarseToFineSampler(32, seed=0))
-    for size in Plan(32, 0.5, 4).sizes:
+    for size in RoundPlan(32, 0.5, 4).sizes:
         trials = [study.ask() for _ in range(size)]
         values = [bowl(trial) for trial in trials]
         for trial, value in reversed(list(zip(trials, values, strict=True))):
@@ -274,17 +274,17 @@ def test_another_process_may_ask_for_a_trials_parameters(tmp_path, alone):
     assert points(study) == {slot: alone[slot] for slot in range(18)}
 
 
-def test_a_round_waits_for_the_guests_that_came_before_it():
+def test_a_round_waits_for_the_external_trials_that_came_before_it():
     sampler = CoarseToFineSampler(32, seed=0)
     study = study_of(sampler)
     study.enqueue_trial({"x": 1e-3, "y": 1.0, "n": 20, "kind": "b"})
-    guest = study.ask()
-    value = bowl(guest)
+    external = study.ask()
+    value = bowl(external)
     for _ in range(16):
         trial = study.ask()
         study.tell(trial, bowl(trial))
-    assert sampler.would_wait(study), "the guest's result counts for the windows"
-    study.tell(guest, value)
+    assert sampler.would_wait(study), "the external trial's result counts for the windows"
+    study.tell(external, value)
     assert not sampler.would_wait(study)
 
 
@@ -716,7 +716,7 @@ def test_trials_are_seeded_by_their_number_without_those_that_died():
     for number in (1, 2, 3):
         study.tell(number, state=TrialState.FAIL)
     seeds = []
-    sampler = KeyedSampler(lambda seed: seeds.append(seed) or mock.Mock(), seed=1)
+    sampler = ReseededSampler(lambda seed: seeds.append(seed) or mock.Mock(), seed=1)
     trial = study.trials[running.number]
     sampler.before_trial(study, trial)
     assert seeds[-1] == derive_seed(1, "trial", 2) % 2**32
@@ -735,7 +735,7 @@ def test_trials_are_seeded_by_their_number_without_those_that_died():
 def test_the_trials_own_sampler_answers(question, rest):
     study = optuna.create_study()
     study.ask()
-    sampler = KeyedSampler(lambda seed: mock.Mock(), seed=0)
+    sampler = ReseededSampler(lambda seed: mock.Mock(), seed=0)
     answer = getattr(sampler, question)(study, study.trials[0], *rest)
     asked = getattr(sampler.sampler, question)
     asked.assert_called_once_with(study, study.trials[0], *rest)

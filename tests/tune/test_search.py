@@ -227,8 +227,8 @@ def test_a_training_that_cannot_give_a_value_says_why(tmp_path):
         _trial_process._made(job_of(tmp_path, make_model=lambda: torch.nn.Linear(1, 1)))
     with pytest.raises(UserInputError, match="this strategy starts your whole script again for every rank"):
         _trial_process._trainer(job_of(tmp_path, trainer={"accelerator": "cpu", "devices": 2, "strategy": "ddp"}), [])
-    assert _trial_process._reason(KeyError("x")) == "KeyError: 'x'"
-    assert _trial_process._reason(MemoryError()).startswith("out of memory (MemoryError")
+    assert _trial_process.reason_of(KeyError("x")) == "KeyError: 'x'"
+    assert _trial_process.reason_of(MemoryError()).startswith("out of memory (MemoryError")
 
 
 def test_a_stack_that_cannot_give_values_says_why(tmp_path):

@@ -19,7 +19,7 @@ from lightning_tricks.tune import SlotGridSampler, SlotRandomSampler
 from lightning_tricks.tune.execution._claim import Claim
 from lightning_tricks.tune.execution._heartbeat import Pulse, Watch, beat, is_dead_here, read_beat, this_worker
 from lightning_tricks.tune.execution._loop import ProcessRunner
-from lightning_tricks.tune.execution._processes import Batch
+from lightning_tricks.tune.execution._processes import SharedJobs
 from lightning_tricks.tune.execution._stack_job import StackJob
 from lightning_tricks.tune.execution._stack_loop import StackRunner
 from lightning_tricks.tune.execution._study import RUN, WORKER, _take_over, journal, repair
@@ -412,6 +412,6 @@ def test_trainings_again_end_with_the_search(fake, tmp_path):
         return begun[-1]
 
     with pytest.raises(KeyboardInterrupt):
-        Batch(SimpleNamespace(job=job, workers=1, grace=120.0, run=run), [job]).results()
+        SharedJobs(SimpleNamespace(job=job, workers=1, grace=120.0, run=run), [job]).results()
     assert [run.killed for run in begun] == [True]
     assert not (tmp_path / "again" / "claim").exists()

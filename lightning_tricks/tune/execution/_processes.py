@@ -164,10 +164,10 @@ class Pool:
 
         What is done already is not done again, and searches that share the folder share the jobs.
         """
-        return Batch(self, jobs).results()
+        return SharedJobs(self, jobs).results()
 
 
-class Batch:
+class SharedJobs:
     """Jobs that all searches of a folder want done.
 
     Args:

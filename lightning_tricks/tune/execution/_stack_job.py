@@ -24,12 +24,12 @@ from lightning_tricks.tune.execution._processes import finished_before
 from lightning_tricks.tune.execution._run_logger import logger_of, summarize
 from lightning_tricks.tune.execution._trial import (
     Job,
-    _made_data,
-    _reason,
     called_with,
     checkpoints,
     depend_on_parent,
     leave_result,
+    made_data,
+    reason_of,
     write_json,
 )
 
@@ -91,7 +91,7 @@ def _train(job: StackJob) -> list[dict[str, Any]]:
     seed_everything(job.seed, workers=True, verbose=False)
     made, results = _made(job.trials)
     models = [model for _, model in made.values()]
-    runs = _fit(models, _made_data(job), [trial for trial, _ in made.values()], job, job.folder) if made else []
+    runs = _fit(models, made_data(job), [trial for trial, _ in made.values()], job, job.folder) if made else []
     if made and not any(run.history for run in runs):
         raise UserInputError(f"no validation was run, so there is no {job.monitor!r}. Give validation data.")
     for (i, (trial, model)), run in zip(made.items(), runs, strict=True):
@@ -112,7 +112,7 @@ def _made(trials: Sequence[Job]) -> tuple[dict[int, tuple[Job, LightningModule]]
                 raise UserInputError(f"make_model must return a LightningModule, but returned {type(model).__name__}.")
         except Exception as error:
             traceback.print_exc()
-            failed[i] = {"status": "failed", "reason": _reason(error), "hopeless": isinstance(error, UserInputError)}
+            failed[i] = {"status": "failed", "reason": reason_of(error), "hopeless": isinstance(error, UserInputError)}
             continue
         made[i] = trial, model
         after = after or rng_state()
@@ -178,7 +178,7 @@ def _write(trial: Job, model: LightningModule, run: StackedRun) -> None:
 
 def _cross_validate(job: StackJob, folds: int) -> list[dict[str, Any]]:
     """Train the stack once per fold; a trial's value is the mean over the folds of its final weights' values."""
-    data = _made_data(job)
+    data = made_data(job)
     if not isinstance(data, SplitDataModule):
         raise UserInputError(f"folds need a DataModule of this package, which knows its rows, but got {data!r}.")
     results: list[list[dict[str, Any]]] = [[] for _ in job.trials]

@@ -83,7 +83,7 @@ def leave_result(job: Job, work: Callable[[], dict[str, Any]]) -> None:
     except Exception as error:
         traceback.print_exc()
         expected = isinstance(error, UserInputError)
-        result = {"status": "failed", "reason": _reason(error), "hopeless": expected}
+        result = {"status": "failed", "reason": reason_of(error), "hopeless": expected}
     result["seconds"] = round(time.monotonic() - started, 3)
     write_json(result_file(job), result)
 
@@ -136,7 +136,7 @@ def _train(job: Job) -> dict[str, Any]:
 
 def _cross_validate(job: Job, folds: int) -> dict[str, Any]:
     """Return the mean over the folds; each fold's value is that of its last epoch."""
-    data = _made_data(job)
+    data = made_data(job)
     if not isinstance(data, SplitDataModule):
         raise UserInputError(f"folds need a DataModule of this package, which knows its rows, but got {data!r}.")
     reports = FoldReports(FileTrial(job.folder), job.monitor, wait=job.prune)
@@ -182,10 +182,11 @@ def _made(job: Job) -> tuple[LightningModule, LightningDataModule]:
     model = job.make_model(**called_with(job.make_model, job.params))
     if not isinstance(model, LightningModule):
         raise UserInputError(f"make_model must return a LightningModule, but returned {type(model).__name__}.")
-    return model, _made_data(job)
+    return model, made_data(job)
 
 
-def _made_data(job: Job) -> LightningDataModule:
+def made_data(job: Job) -> LightningDataModule:
+    """Return the data of a training."""
     data = job.data
     return data if isinstance(data, LightningDataModule) else data(**called_with(data, job.params))
 
@@ -210,7 +211,8 @@ def _checkpoint_callbacks(job: Job) -> list[Callback]:
     return [best, ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **shared)]
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Return why a training failed, in a sentence."""
     if isinstance(error, UserInputError):
         return str(error)
     text = f"{type(error).__name__}: {error}".strip()

@@ -14,9 +14,9 @@ from lightning_tricks._base import UserInputError
 from lightning_tricks.tune.samplers._coarse_to_fine import CoarseToFineSampler
 from lightning_tricks.tune.samplers._history import Finished, choices_in_round, history_of, windows_in_round
 from lightning_tricks.tune.samplers._scales import from_unit, is_categorical, to_unit
-from lightning_tricks.tune.samplers._settings import Rules
-from lightning_tricks.tune.samplers._slot_table import Ledger
-from lightning_tricks.tune.samplers._windows import Window
+from lightning_tricks.tune.samplers._settings import CoarseToFineSettings
+from lightning_tricks.tune.samplers._slot_table import SlotTable
+from lightning_tricks.tune.samplers._windows import UnitWindow
 
 _PREFIX = f"lightning_tricks:{CoarseToFineSampler._kind}"
 # With fewer results, a best near a limit is chance: of three points one in ten lies there on every axis.
@@ -53,13 +53,13 @@ def windows_by_round(study: Study) -> list[dict[str, RoundWindow]]:
     Raises:
         UserInputError: if the study holds no coarse-to-fine search.
     """
-    rules, ledger = _read(study)
-    history = history_of(ledger, rules.plan, maximize=study.direction == StudyDirection.MAXIMIZE)
-    begun = [rules.plan.locate(slot).round for slot in map(ledger.slot, ledger.trials) if slot is not None]
-    distributions = _distributions(ledger.trials)
+    settings, table = _read(study)
+    history = history_of(table, settings.plan, maximize=study.direction == StudyDirection.MAXIMIZE)
+    begun = [settings.plan.locate(slot).round for slot in map(table.slot, table.trials) if slot is not None]
+    distributions = _distributions(table.trials)
     rounds = []
     for number in range(max(begun, default=-1) + 1):
-        windows = windows_in_round(history, distributions, number, rules)
+        windows = windows_in_round(history, distributions, number, settings)
         rounds.append({name: _window(history, name, d, number, windows) for name, d in distributions.items()})
     return rounds
 
@@ -70,8 +70,8 @@ def rounds_of(study: Study) -> dict[int, int]:
     Raises:
         UserInputError: if the study holds no coarse-to-fine search.
     """
-    rules, ledger = _read(study)
-    return {t.number: rules.plan.locate(slot).round for t in ledger.trials if (slot := ledger.slot(t)) is not None}
+    settings, table = _read(study)
+    return {t.number: settings.plan.locate(slot).round for t in table.trials if (slot := table.slot(t)) is not None}
 
 
 def explain(study: Study) -> str:
@@ -100,12 +100,12 @@ def explain(study: Study) -> str:
           x: 0 to 4 (shrunk)
         Warning: the best x, ..., lies within 5 % of its lower limit 0. Widen the range and search again.
     """
-    rules, ledger = _read(study)
-    history = history_of(ledger, rules.plan, maximize=study.direction == StudyDirection.MAXIMIZE)
+    settings, table = _read(study)
+    history = history_of(table, settings.plan, maximize=study.direction == StudyDirection.MAXIMIZE)
     sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
     lines = []
     for number, windows in enumerate(windows_by_round(study)):
-        lines += _headline(ledger, rules, history, number, sign)
+        lines += _headline(table, settings, history, number, sign)
         lines += [f"  {name}: {window_in_words(window)}" for name, window in windows.items()]
     return "\n".join([*lines, *edge_warnings(study)])
 
@@ -138,12 +138,12 @@ def _few_values(distribution: Any) -> bool:
     return outermost - to_unit(distribution, distribution.low) > 2 * _EDGE
 
 
-def _read(study: Study) -> tuple[Rules, Ledger]:
+def _read(study: Study) -> tuple[CoarseToFineSettings, SlotTable]:
     noted = study._storage.get_study_system_attrs(study._study_id).get(_PREFIX)
     if noted is None:
         raise UserInputError(f"the study {study.study_name!r} holds no coarse-to-fine search, so there is no window.")
     trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
-    return Rules.from_json(noted), Ledger(trials, _PREFIX, retries=0)
+    return CoarseToFineSettings.from_json(noted), SlotTable(trials, _PREFIX, retries=0)
 
 
 def _distributions(trials: Sequence[FrozenTrial]) -> Mapping[str, BaseDistribution]:
@@ -151,7 +151,7 @@ def _distributions(trials: Sequence[FrozenTrial]) -> Mapping[str, BaseDistributi
 
 
 def _window(
-    history: list[Finished], name: str, distribution: Any, number: int, windows: Mapping[str, Window]
+    history: list[Finished], name: str, distribution: Any, number: int, windows: Mapping[str, UnitWindow]
 ) -> RoundWindow:
     if is_categorical(distribution):
         kept = choices_in_round(history, name, distribution.choices, number)
@@ -162,10 +162,12 @@ def _window(
     return RoundWindow(from_unit(distribution, window.low), from_unit(distribution, window.high), None, window.reason)
 
 
-def _headline(ledger: Ledger, rules: Rules, history: list[Finished], number: int, sign: int) -> list[str]:
-    finished = {ledger.slot(t) for t in ledger.trials if t.state.is_finished()} - {None}
-    done = sum(rules.plan.locate(slot).round == number for slot in finished if slot is not None)
-    size = rules.plan.sizes[min(number, len(rules.plan.sizes) - 1)]
+def _headline(
+    table: SlotTable, settings: CoarseToFineSettings, history: list[Finished], number: int, sign: int
+) -> list[str]:
+    finished = {table.slot(t) for t in table.trials if t.state.is_finished()} - {None}
+    done = sum(settings.plan.locate(slot).round == number for slot in finished if slot is not None)
+    size = settings.plan.sizes[min(number, len(settings.plan.sizes) - 1)]
     losses = [f.loss for f in history if f.round == number and math.isfinite(f.loss)]
     best = f"best value {sign * min(losses):.4g}" if losses else "no value"
     name = "Coarse round" if number == 0 else f"Fine round {number}"

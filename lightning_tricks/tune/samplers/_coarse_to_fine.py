@@ -9,12 +9,12 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_tricks.tune.samplers._history import Finished, choices_in_round, declared, history_of, windows_in_round
-from lightning_tricks.tune.samplers._rounds import Plan, latin_hypercube
+from lightning_tricks.tune.samplers._rounds import RoundPlan, latin_hypercube
 from lightning_tricks.tune.samplers._scales import is_categorical
-from lightning_tricks.tune.samplers._settings import Rules
-from lightning_tricks.tune.samplers._slot_table import Ledger
+from lightning_tricks.tune.samplers._settings import CoarseToFineSettings
+from lightning_tricks.tune.samplers._slot_table import SlotTable
 from lightning_tricks.tune.samplers._slots import SlotSampler, at_unit
-from lightning_tricks.tune.samplers._windows import Window
+from lightning_tricks.tune.samplers._windows import UnitWindow
 
 # Of the points of a round, every so many look for a parameter outside of the window that the user gave for it.
 _EVERY = 4
@@ -80,74 +80,74 @@ class CoarseToFineSampler(SlotSampler):
         grace: float = 120.0,
     ) -> None:
         super().__init__(seed=seed, retries=retries, grace=grace)
-        self.rules = Rules.checked(n_trials, coarse, rounds, shrink, margin, windows)
+        self.settings = CoarseToFineSettings.checked(n_trials, coarse, rounds, shrink, margin, windows)
         self.wait = wait
         self._known: dict[int, list[Finished]] = {}  # what a trial knew when it began, by its number
-        self._windows: dict[int, dict[str, Window]] = {}
+        self._windows: dict[int, dict[str, UnitWindow]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_known": {}, "_windows": {}}
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> RoundPlan:
         """The sizes of the rounds."""
-        return self.rules.plan
+        return self.settings.plan
 
     def would_wait(self, study: Study) -> bool:
         """Tell whether asking for a trial now would wait for others to finish."""
-        ledger = self._ledger(study)
-        number = len(ledger.trials)
-        return bool(self._must_wait(ledger, ledger.slot_for(number), number))
+        table = self._slot_table(study)
+        number = len(table.trials)
+        return bool(self._must_wait(table, table.slot_for(number), number))
 
     def _settings(self) -> dict[str, Any]:
-        return self.rules.as_json()
+        return self.settings.as_json()
 
-    def _must_wait(self, ledger: Ledger, slot: int, number: int) -> list[FrozenTrial]:
-        return self._unfinished_before(ledger, self.plan.locate(slot).round, number) if self.wait else []
+    def _must_wait(self, table: SlotTable, slot: int, number: int) -> list[FrozenTrial]:
+        return self._unfinished_before(table, self.plan.locate(slot).round, number) if self.wait else []
 
-    def _unfinished_before(self, ledger: Ledger, round_number: int, number: int) -> list[FrozenTrial]:
+    def _unfinished_before(self, table: SlotTable, round_number: int, number: int) -> list[FrozenTrial]:
         """Return the trials of earlier rounds that still run."""
-        free = ledger.free_slots()
-        held = [(trial, next(free)) for trial in ledger.unsettled_before(number)]
-        for trial in ledger.trials:
+        free = table.free_slots()
+        held = [(trial, next(free)) for trial in table.unsettled_before(number)]
+        for trial in table.trials:
             if trial.state != TrialState.RUNNING or trial.number == number:
                 continue
-            slot = ledger.slot(trial)
+            slot = table.slot(trial)
             if slot is not None:
                 held.append((trial, slot))
-            elif ledger.is_guest(trial):
-                held.append((trial, ledger.slot_after(trial)))
+            elif table.is_external(trial):
+                held.append((trial, table.slot_after(trial)))
         return [trial for trial, slot in held if self.plan.locate(slot).round < round_number]
 
-    def _on_settled(self, study: Study, trial: FrozenTrial, ledger: Ledger) -> None:
-        self._known[trial.number] = self._history(study, ledger)
+    def _on_settled(self, study: Study, trial: FrozenTrial, table: SlotTable) -> None:
+        self._known[trial.number] = self._history(study, table)
 
-    def _history(self, study: Study, ledger: Ledger) -> list[Finished]:
-        return history_of(ledger, self.plan, maximize=study.direction == StudyDirection.MAXIMIZE)
+    def _history(self, study: Study, table: SlotTable) -> list[Finished]:
+        return history_of(table, self.plan, maximize=study.direction == StudyDirection.MAXIMIZE)
 
     def _value(self, study: Study, trial: FrozenTrial, slot: int, name: str, distribution: BaseDistribution) -> Any:
         known = self._known.get(trial.number)
         if known is None:  # asked for in another process
-            known = self._history(study, self._ledger(study))
+            known = self._history(study, self._slot_table(study))
         place = self.plan.locate(slot)
         unit = latin_hypercube(self._seed(study), place.round, name, place.index, place.size)
         if is_categorical(distribution):
             choices: tuple[Any, ...] = distribution.choices  # type: ignore[attr-defined]
             kept = choices_in_round(known, name, choices, place.round)
             return choices[kept[int(unit * len(kept))]]
-        if name in self.rules.windows and place.index % _EVERY == _EVERY - 1:
+        if name in self.settings.windows and place.index % _EVERY == _EVERY - 1:
             return at_unit(distribution, unit)
         window = self._window(known, trial.number, place.round, name, distribution)
         return at_unit(distribution, window.low + unit * window.width)
 
     def _window(
         self, known: list[Finished], number: int, round_number: int, name: str, distribution: BaseDistribution
-    ) -> Window:
+    ) -> UnitWindow:
         """Return a parameter's window; those of a trial are worked out once."""
         windows = self._windows.get(number)
         if windows is None or name not in windows:
             distributions = {**declared(known, round_number), name: distribution}
-            windows = windows_in_round(known, distributions, round_number, self.rules)
+            windows = windows_in_round(known, distributions, round_number, self.settings)
             if number in self._known:
                 self._windows[number] = windows
         return windows[name]

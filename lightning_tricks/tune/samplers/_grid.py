@@ -12,7 +12,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_tricks._base import UserInputError, derive_seed
-from lightning_tricks.tune.samplers._slot_table import Ledger
+from lightning_tricks.tune.samplers._slot_table import SlotTable
 from lightning_tricks.tune.samplers._slots import SlotSampler
 
 
@@ -63,7 +63,7 @@ class SlotGridSampler(SlotSampler):
 
     def is_exhausted(self, study: Study) -> bool:
         """Tell whether every point has been started or is done, so that one more trial would have none."""
-        return next(self._ledger(study).free_slots()) >= len(self)
+        return next(self._slot_table(study).free_slots()) >= len(self)
 
     def _settings(self) -> dict[str, Any]:
         return {"grid": self.grid}
@@ -87,29 +87,29 @@ class SlotGridSampler(SlotSampler):
             f"{trial.number} leaves {name!r} open. Enqueue all of them, or leave the points to the grid."
         )
 
-    def _must_wait(self, ledger: Ledger, slot: int, number: int) -> list[FrozenTrial]:
+    def _must_wait(self, table: SlotTable, slot: int, number: int) -> list[FrozenTrial]:
         """At the end of the grid wait for the points that still run: one that fails is free again."""
-        return [t for t in self._running(ledger, number) if self._asked_by.get(t.number) != threading.get_ident()] * (
+        return [t for t in self._running(table, number) if self._asked_by.get(t.number) != threading.get_ident()] * (
             slot >= len(self)
         )
 
-    def _running(self, ledger: Ledger, number: int) -> list[FrozenTrial]:
+    def _running(self, table: SlotTable, number: int) -> list[FrozenTrial]:
         """Return the other trials that hold a point."""
-        running = [t for t in ledger.trials if t.state == TrialState.RUNNING and t.number != number]
-        return [t for t in running if (slot := ledger.slot(t)) is not None and slot < len(self)]
+        running = [t for t in table.trials if t.state == TrialState.RUNNING and t.number != number]
+        return [t for t in running if (slot := table.slot(t)) is not None and slot < len(self)]
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """Stop the study when no point is left."""
         super().after_trial(study, trial, state, values)
         if not study._thread_local.in_optimize_loop:
             return
-        ledger = self._ledger(study)
+        table = self._slot_table(study)
         runs_again = state == TrialState.FAIL and self._failures(study, trial) < self.retries
-        if not runs_again and next(ledger.free_slots()) >= len(self) and not self._running(ledger, trial.number):
+        if not runs_again and next(table.free_slots()) >= len(self) and not self._running(table, trial.number):
             study.stop()
 
     def _failures(self, study: Study, trial: FrozenTrial) -> int:
         """Return how often the trial's point has failed before."""
-        ledger = self._ledger(study)
+        table = self._slot_table(study)
         slot = study._storage.get_trial_system_attrs(trial._trial_id).get(f"{self._prefix}:slot")
-        return sum(t.state == TrialState.FAIL and ledger.slot(t) == slot for t in ledger.trials)
+        return sum(t.state == TrialState.FAIL and table.slot(t) == slot for t in table.trials)

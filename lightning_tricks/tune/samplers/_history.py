@@ -11,11 +11,11 @@ from optuna.trial import TrialState
 
 from lightning_tricks._base import UserInputError
 from lightning_tricks.tune.samplers._parabola import vertex
-from lightning_tricks.tune.samplers._rounds import Plan
+from lightning_tricks.tune.samplers._rounds import RoundPlan
 from lightning_tricks.tune.samplers._scales import is_categorical, to_unit
-from lightning_tricks.tune.samplers._settings import Rules
-from lightning_tricks.tune.samplers._slot_table import Ledger
-from lightning_tricks.tune.samplers._windows import Window, kept_choices, shrunk
+from lightning_tricks.tune.samplers._settings import CoarseToFineSettings
+from lightning_tricks.tune.samplers._slot_table import SlotTable
+from lightning_tricks.tune.samplers._windows import UnitWindow, kept_choices, shrunk
 
 # A parabola is fitted to the points in windows this much wider.
 _NEAR = 1.5
@@ -42,14 +42,14 @@ class Finished:
     distributions: Mapping[str, BaseDistribution]
 
 
-def history_of(ledger: Ledger, plan: Plan, *, maximize: bool) -> list[Finished]:
+def history_of(table: SlotTable, plan: RoundPlan, *, maximize: bool) -> list[Finished]:
     """Return the finished trials, the best first."""
     finished = []
-    for trial in ledger.trials:
+    for trial in table.trials:
         if not trial.state.is_finished():
             continue
-        slot = ledger.slot(trial)
-        at = ledger.slot_after(trial) if slot is None else slot
+        slot = table.slot(trial)
+        at = table.slot_after(trial) if slot is None else slot
         loss = math.inf
         if trial.state == TrialState.COMPLETE and trial.value is not None and math.isfinite(trial.value):
             loss = -trial.value if maximize else trial.value
@@ -59,19 +59,22 @@ def history_of(ledger: Ledger, plan: Plan, *, maximize: bool) -> list[Finished]:
 
 
 def windows_in_round(
-    history: Sequence[Finished], distributions: Mapping[str, BaseDistribution], round_number: int, rules: Rules
-) -> dict[str, Window]:
+    history: Sequence[Finished],
+    distributions: Mapping[str, BaseDistribution],
+    round_number: int,
+    settings: CoarseToFineSettings,
+) -> dict[str, UnitWindow]:
     """Return the numbers' windows in a round: the first ones, changed at the end of every round before.
 
     A round in which fewer than two results have a parameter (a conditional one) leaves its window alone.
     """
     # Sorted: the last bit of a linear fit depends on the order of its columns, and storages return them in any order.
     numbers = {name: d for name, d in sorted(distributions.items()) if not is_categorical(d)}
-    windows = {name: first_window(name, d, rules) for name, d in numbers.items()}
+    windows = {name: first_window(name, d, settings) for name, d in numbers.items()}
     places = [_places(f, numbers) if math.isfinite(f.loss) else {} for f in history]
     for number in range(round_number):
         known = [(f, at) for f, at in zip(history, places, strict=True) if f.round <= number]
-        windows = {name: _next(window, name, known, windows, number, rules) for name, window in windows.items()}
+        windows = {name: _next(window, name, known, windows, number, settings) for name, window in windows.items()}
     return windows
 
 
@@ -83,16 +86,23 @@ def _places(finished: Finished, numbers: Mapping[str, BaseDistribution]) -> dict
     return {n: to_unit(d, params[n]) for n, d in numbers.items() if n in params and _is_number(params[n])}
 
 
-def _next(window: Window, name: str, known: Known, windows: Mapping[str, Window], number: int, rules: Rules) -> Window:
+def _next(
+    window: UnitWindow,
+    name: str,
+    known: Known,
+    windows: Mapping[str, UnitWindow],
+    number: int,
+    settings: CoarseToFineSettings,
+) -> UnitWindow:
     """Return a window after round ``number``."""
     mine = [(f, at) for f, at in known if name in at]
     if sum(f.round == number for f, _ in mine) < 2:
         return window
     lowest = _lowest(window, name, mine, windows)
-    return shrunk(window, [at[name] for _, at in mine], lowest, shrink=rules.shrink, margin=rules.margin)
+    return shrunk(window, [at[name] for _, at in mine], lowest, shrink=settings.shrink, margin=settings.margin)
 
 
-def _lowest(window: Window, name: str, mine: Known, windows: Mapping[str, Window]) -> float | None:
+def _lowest(window: UnitWindow, name: str, mine: Known, windows: Mapping[str, UnitWindow]) -> float | None:
     """Return where the losses around the windows have their minimum; None if there are too few to tell."""
     others = [n for n in windows if n != name and all(n in at for _, at in mine)]
     axes = [name, *others]
@@ -124,21 +134,21 @@ def choices_in_round(history: Sequence[Finished], name: str, choices: Sequence[A
     return list(kept)
 
 
-def first_window(name: str, distribution: Any, rules: Rules) -> Window:
+def first_window(name: str, distribution: Any, settings: CoarseToFineSettings) -> UnitWindow:
     """Return the coarse round's window.
 
     Raises:
         UserInputError: if the given window is not inside of the declared limits.
     """
-    if name not in rules.windows:
-        return Window(0.0, 1.0)
-    low, high = rules.windows[name]
+    if name not in settings.windows:
+        return UnitWindow(0.0, 1.0)
+    low, high = settings.windows[name]
     if is_categorical(distribution) or low < distribution.low or high > distribution.high:
         raise UserInputError(
             f"the window of {name!r} must lie inside of the declared limits, but {(low, high)} does not lie in "
             f"{distribution}. Declare wide limits and give the window as a hint."
         )
-    return Window(to_unit(distribution, low), to_unit(distribution, high), "given window")
+    return UnitWindow(to_unit(distribution, low), to_unit(distribution, high), "given window")
 
 
 def _is_number(value: Any) -> bool:

@@ -10,8 +10,8 @@ from lightning_tricks._base import UserInputError, check_choice
 from lightning_tricks.tune._space import Choice, Hyperparameter, Int, Space
 from lightning_tricks.tune.samplers._coarse_to_fine import CoarseToFineSampler
 from lightning_tricks.tune.samplers._grid import SlotGridSampler
-from lightning_tricks.tune.samplers._keyed import KeyedSampler
 from lightning_tricks.tune.samplers._random import SlotRandomSampler
+from lightning_tricks.tune.samplers._reseeded import ReseededSampler
 
 if TYPE_CHECKING:
     import optuna
@@ -114,8 +114,8 @@ def _sampler(method: str, space: Space, trials: int, seed: int, reason: str, gra
     if method == "random":
         return Chosen(method, reason, SlotRandomSampler(seed=seed, grace=grace), trials)
     if method == "tpe":
-        return Chosen(method, reason, KeyedSampler(lambda key: optuna.samplers.TPESampler(seed=key), seed), trials)
-    gp = KeyedSampler(_gp, seed)
+        return Chosen(method, reason, ReseededSampler(lambda key: optuna.samplers.TPESampler(seed=key), seed), trials)
+    gp = ReseededSampler(_gp, seed)
     if method == "gp":
         return Chosen(method, reason, gp, trials)
     windows = {} if callable(space) else {n: w for n, e in space.items() if (w := getattr(e, "window", None))}

@@ -20,7 +20,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RoundPlan:
     """The sizes of the rounds.
 
     Args:
@@ -29,9 +29,9 @@ class Plan:
         rounds: number of fine rounds that share the rest.
 
     Example:
-        >>> Plan(64, 0.5, 4).sizes, Plan(27, 0.5, 4).sizes, Plan(10, 0.5, 4).sizes
+        >>> RoundPlan(64, 0.5, 4).sizes, RoundPlan(27, 0.5, 4).sizes, RoundPlan(10, 0.5, 4).sizes
         ((32, 8, 8, 8, 8), (14, 4, 3, 3, 3), (10,))
-        >>> Plan(64, 0.5, 4).locate(33)
+        >>> RoundPlan(64, 0.5, 4).locate(33)
         Place(round=1, index=1, size=8)
     """
 

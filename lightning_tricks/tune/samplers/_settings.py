@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_tricks._base import UserInputError, check_range
-from lightning_tricks.tune.samplers._rounds import Plan
+from lightning_tricks.tune.samplers._rounds import RoundPlan
 
 
 @dataclass(frozen=True)
-class Rules:
+class CoarseToFineSettings:
     """What :class:`~lightning_tricks.CoarseToFineSampler` was told."""
 
-    plan: Plan
+    plan: RoundPlan
     shrink: float
     margin: float
     windows: dict[str, tuple[float, float]]
@@ -26,14 +26,14 @@ class Rules:
         shrink: float,
         margin: float,
         windows: Mapping[str, Sequence[float]] | None,
-    ) -> "Rules":
+    ) -> "CoarseToFineSettings":
         """Return the settings.
 
         Raises:
             UserInputError: for numbers out of range.
 
         Example:
-            >>> Rules.checked(64, 0.5, 4, 0.5, 0.2, {"lr": (1e-2, 1e-4)})
+            >>> CoarseToFineSettings.checked(64, 0.5, 4, 0.5, 0.2, {"lr": (1e-2, 1e-4)})
             Traceback (most recent call last):
             ...
             lightning_tricks._base._messages.UserInputError: the window of 'lr' must be (low, high) with low < high, ...
@@ -48,7 +48,7 @@ class Rules:
             if len(window) != 2 or not window[0] < window[1]:
                 raise UserInputError(f"the window of {name!r} must be (low, high) with low < high, but got {window}.")
             checked[name] = (float(window[0]), float(window[1]))
-        return cls(Plan(int(n_trials), float(coarse), int(rounds)), float(shrink), float(margin), checked)
+        return cls(RoundPlan(int(n_trials), float(coarse), int(rounds)), float(shrink), float(margin), checked)
 
     def as_json(self) -> dict[str, Any]:
         """Return the settings as numbers, lists and dicts."""
@@ -62,7 +62,7 @@ class Rules:
         }
 
     @classmethod
-    def from_json(cls, noted: Mapping[str, Any]) -> "Rules":
+    def from_json(cls, noted: Mapping[str, Any]) -> "CoarseToFineSettings":
         """Return what :meth:`as_json` wrote."""
         names = ("n_trials", "coarse", "rounds", "shrink", "margin", "windows")
         return cls.checked(*(noted[name] for name in names))

@@ -10,13 +10,13 @@ from optuna.trial import FrozenTrial, TrialState
 MOST_DEATHS = 3
 
 
-class Ledger:
+class SlotTable:
     """The slots of one sampler in one study.
 
     A slot is *settled* by the trial that carries it in its attributes. Trials that were started and have no slot yet
     get the free slots in the order of their numbers; so every worker that reads the same trials comes to the same
     answer, and nobody has to lock anything. Trials that this sampler did not start with a slot of its own (enqueued,
-    added, or of another sampler) are *guests*.
+    added, or of another sampler) are *external*.
 
     Args:
         trials: all trials of the study.
@@ -34,7 +34,7 @@ class Ledger:
         """Return the slot that a trial has settled on."""
         return trial.system_attrs.get(f"{self.prefix}:slot")
 
-    def is_guest(self, trial: FrozenTrial) -> bool:
+    def is_external(self, trial: FrozenTrial) -> bool:
         """Tell whether a trial without a slot will never get one."""
         return trial.state.is_finished() or "fixed_params" in trial.system_attrs or not self._is_ours(trial)
 
@@ -48,7 +48,7 @@ class Ledger:
             trial
             for trial in self.trials
             if trial.number < number and trial.state == TrialState.RUNNING and self.slot(trial) is None
-            if not self.is_guest(trial)
+            if not self.is_external(trial)
         ]
 
     def slot_for(self, number: int) -> int:
@@ -67,7 +67,7 @@ class Ledger:
             slot += 1
 
     def slot_after(self, trial: FrozenTrial) -> int:
-        """Return how many slots had been given when a guest came: the slot that it preceded."""
+        """Return how many slots had been given when an external trial came: the slot that it preceded."""
         return len({self.slot(other) for other in self.trials if other.number < trial.number} - {None})
 
     def _taken_slots(self) -> Iterator[int]:

@@ -19,7 +19,7 @@ from lightning_tricks._base import UserInputError, check_range, derive_seed
 from lightning_tricks.tune.execution._heartbeat import Pulse, Watch, this_worker
 from lightning_tricks.tune.samplers._rounds import uniform
 from lightning_tricks.tune.samplers._scales import from_unit, is_categorical
-from lightning_tricks.tune.samplers._slot_table import MOST_DEATHS, Ledger, attribute
+from lightning_tricks.tune.samplers._slot_table import MOST_DEATHS, SlotTable, attribute
 
 
 class SlotSampler(BaseSampler):
@@ -71,11 +71,11 @@ class SlotSampler(BaseSampler):
         # The key is part of the promise of equal points, so it stays what it was.
         return at_unit(distribution, uniform(self._seed(study), "guest", trial.number, name))
 
-    def _must_wait(self, ledger: Ledger, slot: int, number: int) -> list[FrozenTrial]:
+    def _must_wait(self, table: SlotTable, slot: int, number: int) -> list[FrozenTrial]:
         """Return the running trials that must finish before the point of trial ``number`` at ``slot`` is known."""
         return []
 
-    def _on_settled(self, study: Study, trial: FrozenTrial, ledger: Ledger) -> None:
+    def _on_settled(self, study: Study, trial: FrozenTrial, table: SlotTable) -> None:
         """Take note of what is known when a trial settles on its slot."""
 
     # Optuna's interface.
@@ -142,23 +142,23 @@ class SlotSampler(BaseSampler):
     def _seed(self, study: Study) -> int:
         return derive_seed("study", study.study_name) if self.seed is None else self.seed
 
-    def _ledger(self, study: Study) -> Ledger:
+    def _slot_table(self, study: Study) -> SlotTable:
         trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
-        return Ledger(trials, self._prefix, self.retries)
+        return SlotTable(trials, self._prefix, self.retries)
 
     def _settle(self, study: Study, trial: FrozenTrial) -> None:
         pause = 0.01
         while True:
             if self._repair(study, trial):
                 continue
-            ledger = self._ledger(study)
-            if ledger.slot(trial) is not None or "fixed_params" in trial.system_attrs or trial.params:
+            table = self._slot_table(study)
+            if table.slot(trial) is not None or "fixed_params" in trial.system_attrs or trial.params:
                 return  # an enqueued trial, or one that is run again with its slot and its parameters
-            slot = ledger.slot_for(trial.number)
-            blockers = self._must_wait(ledger, slot, trial.number)
+            slot = table.slot_for(trial.number)
+            blockers = self._must_wait(table, slot, trial.number)
             if not blockers:
                 self._set(study, trial, "slot", slot)
-                self._on_settled(study, trial, ledger)
+                self._on_settled(study, trial, table)
                 return
             self._refuse_to_wait_for_oneself(blockers)
             time.sleep(pause)

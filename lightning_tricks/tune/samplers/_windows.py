@@ -9,7 +9,7 @@ CENTRE_WEIGHTS = (0.4, 0.3, 0.2, 0.1)
 
 
 @dataclass(frozen=True)
-class Window:
+class UnitWindow:
     """A window in unit coordinates, 0 <= low < high <= 1, and why it is what it is."""
 
     low: float
@@ -23,8 +23,8 @@ class Window:
 
 
 def shrunk(
-    window: Window, best_first: Sequence[float], lowest: float | None = None, *, shrink: float, margin: float
-) -> Window:
+    window: UnitWindow, best_first: Sequence[float], lowest: float | None = None, *, shrink: float, margin: float
+) -> UnitWindow:
     """Return the window of the next round for a number.
 
     The lecture's rule: if the best point lies near an edge of the window, centre the window on it, else take a
@@ -39,12 +39,12 @@ def shrunk(
         margin: share of the width that counts as near an edge, in [0, 0.5).
 
     Example:
-        >>> shrunk(Window(0, 1), [0.5, 0.5], shrink=0.5, margin=0.2)
-        Window(low=0.25, high=0.75, reason='shrunk')
-        >>> shrunk(Window(0.25, 0.75), [0.6875, 0.7], shrink=0.5, margin=0.2)
-        Window(low=0.4375, high=0.9375, reason='moved up')
-        >>> shrunk(Window(0, 1), [0.5, 0.5], 0.25, shrink=0.5, margin=0.2)
-        Window(low=0.125, high=0.625, reason='shrunk')
+        >>> shrunk(UnitWindow(0, 1), [0.5, 0.5], shrink=0.5, margin=0.2)
+        UnitWindow(low=0.25, high=0.75, reason='shrunk')
+        >>> shrunk(UnitWindow(0.25, 0.75), [0.6875, 0.7], shrink=0.5, margin=0.2)
+        UnitWindow(low=0.4375, high=0.9375, reason='moved up')
+        >>> shrunk(UnitWindow(0, 1), [0.5, 0.5], 0.25, shrink=0.5, margin=0.2)
+        UnitWindow(low=0.125, high=0.625, reason='shrunk')
     """
     best = best_first[0]
     weights = CENTRE_WEIGHTS[: len(best_first)]
@@ -59,10 +59,10 @@ def shrunk(
     return _placed(centre, window.width * shrink, "shrunk")
 
 
-def _placed(centre: float, width: float, reason: str) -> Window:
+def _placed(centre: float, width: float, reason: str) -> UnitWindow:
     """Return a window of a width around a centre, pushed back inside the hard limits."""
     low = min(max(centre - width / 2, 0.0), 1.0 - width)
-    return Window(low, low + width, reason)
+    return UnitWindow(low, low + width, reason)
 
 
 def kept_choices(choices: Sequence[int], tried_best_first: Sequence[int]) -> tuple[int, ...]:

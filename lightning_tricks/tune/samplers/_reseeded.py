@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from lightning_tricks._base import derive_seed
 
 
-class KeyedSampler(BaseSampler):
+class ReseededSampler(BaseSampler):
     """Makes another sampler anew for each trial, seeded by the search's seed and the number of trials before it.
 
     Trials that died with their worker are not counted: they are run again.
