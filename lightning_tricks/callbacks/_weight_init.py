@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities import move_data_to_device
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lightning_tricks._base import (
     UserInputError,
@@ -122,17 +122,18 @@ class WeightInit(Callback):
             known = {name for name, values in self._small.items() if _same(pl_module.get_submodule(name), values)}
             names = trainer.strategy.broadcast(sorted(untouched_modules(pl_module, known=known)))
         seed = trainer.strategy.broadcast(_seed_of_stream() if self.seed is None else self.seed)
-        self.report = init_weights(
-            pl_module,
-            self.scheme,
-            example=self._example(trainer, pl_module),
-            match=self.match,
-            skip=self.skip,
-            bias=self.bias,
-            only_new=names,
-            generator=torch.Generator().manual_seed(seed),
-            **self.options,
-        )
+        with _default_dtype(trainer):
+            self.report = init_weights(
+                pl_module,
+                self.scheme,
+                example=self._example(trainer, pl_module),
+                match=self.match,
+                skip=self.skip,
+                bias=self.bias,
+                only_new=names,
+                generator=torch.Generator().manual_seed(seed),
+                **self.options,
+            )
         self._small = {}
         if self.log:
             self._log(trainer, self.report)
@@ -168,16 +169,29 @@ def _seed_of_stream() -> int:
 
 
 def _same(module: nn.Module, values: list[Tensor]) -> bool:
-    """Whether a module's parameters still have these values; every rank must call it, since shards are gathered."""
-    now = [_whole(parameter.detach()).cpu() for parameter in module.parameters(recurse=False)]
+    """Whether a module's parameters still have these values; of shards, whether this process's do."""
+    now = list(module.parameters(recurse=False))
     return len(now) == len(values) and all(
-        torch.equal(a, _whole(b).cpu().to(a.dtype)) for a, b in zip(now, values, strict=True)
+        a.shape == b.shape and torch.equal(_shard_of(a, a), _shard_of(b.to(a.dtype), a))
+        for a, b in zip(now, values, strict=True)
     )
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    """Return all of a tensor, also of one that the ranks share."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+def _shard_of(values: Tensor, parameter: Tensor) -> Tensor:
+    """Return, on the CPU, the part of some values that this process holds of a parameter; no collective call."""
+    values = values.detach()
+    if isinstance(parameter, DTensor):
+        if not isinstance(values, DTensor):
+            whole = values.to(parameter.device)
+            values = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        values = values.to_local()
+    return values.cpu()
+
+
+def _default_dtype(trainer: Trainer) -> AbstractContextManager[Any]:
+    """Return a context in which what a forward makes has the parameters' type, for ``*-true`` precisions only."""
+    plugin = trainer.precision_plugin
+    return plugin.forward_context() if str(plugin.precision).endswith("-true") else nullcontext()
 
 
 def _with_signal(example: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ def init_weights(
         if choice.fill is not None and name not in only_new:
             choice = Choice("left alone", "not torch's untouched default: loaded, trained or set by hand")
         if choice.fill is not None:
-            values = torch.empty(parameter.shape)
+            values = torch.empty(parameter.shape, dtype=torch.float32)
             choice.fill(values, torch.Generator().manual_seed(derive_seed(seed, full)))
             _write(module, key, values)
             changed.add(name)

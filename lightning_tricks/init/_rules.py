@@ -169,8 +169,7 @@ def lecun_uniform(
 def orthogonal(weight: Weight, *, gain: float = 1.0, generator: Generator | None = None) -> Weight:
     """Draw a random (semi-)orthogonal matrix of outputs by everything else, times ``gain`` (Saxe et al. 2014)."""
     fans_of_shape(weight.shape)
-    nn.init.orthogonal_(weight, gain, generator=generator)
-    return weight
+    return _draw_orthogonal(weight, gain, generator)
 
 
 def delta_orthogonal(weight: Weight, *, gain: float = 1.0, generator: Generator | None = None) -> Weight:
@@ -184,8 +183,7 @@ def delta_orthogonal(weight: Weight, *, gain: float = 1.0, generator: Generator 
             "delta_orthogonal needs the weight of a convolution with an odd kernel and at least as many outputs as "
             f"inputs, but got the shape {tuple(weight.shape)}. Use match= to name other layers, or 'orthogonal'."
         )
-    matrix = torch.empty(weight.shape[:2])
-    _centre(weight.zero_()).copy_(nn.init.orthogonal_(matrix, gain, generator=generator))
+    _draw_orthogonal(_centre(weight.zero_()), gain, generator)
     return weight
 
 
@@ -212,6 +210,13 @@ RULES: dict[str, Rule] = {
     "xavier_uniform": xavier_uniform,
     "zeros": zeros,
 }
+
+
+def _draw_orthogonal(weight: Tensor, gain: float, generator: Generator | None) -> Tensor:
+    # torch has no QR decomposition for half precision.
+    exact = weight.dtype if weight.dtype in (torch.float64, torch.complex64, torch.complex128) else torch.float32
+    matrix = torch.empty(weight.shape, dtype=exact, device=weight.device)
+    return weight.copy_(nn.init.orthogonal_(matrix, gain, generator=generator))
 
 
 def _centre(weight: Tensor) -> Tensor:
