@@ -694,3 +694,12 @@ def test_a_norm_that_has_seen_data_is_not_new():
     norm = nn.BatchNorm1d(4)
     norm(torch.randn(8, 4))
     assert untouched_modules(nn.Sequential(norm, nn.LayerNorm(4))) == {"1"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_rules_fill_half_precision(rule, dtype):
+    weight = torch.full((4, 4, 3, 3), 7.0, dtype=dtype)
+    RULES[rule](weight, generator=torch.Generator().manual_seed(0))
+    assert bool(weight.isfinite().all())
+    assert not bool((weight == 7).any())
