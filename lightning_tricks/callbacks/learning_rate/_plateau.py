@@ -217,6 +217,13 @@ class ReduceLROnPlateau(Callback):
         if not trainer.sanity_checking and trainer.state.fn == TrainerFn.FITTING:
             self._fresh.validation_starts(trainer)
 
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Note the weights that are validated; a schedule-free optimizer trains with others."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._keeper.validation_batch_starts(trainer, pl_module, batch_idx, dataloader_idx)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count what this validation logged; after the sanity check, look for a misspelt name."""
         if trainer.sanity_checking and self.strict:

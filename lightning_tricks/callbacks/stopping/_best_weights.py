@@ -35,6 +35,7 @@ class Best:
         file: where they are instead, or None.
         optimizers: the state of each optimizer, without its learning rates, or None.
         in_module: the module itself holds them; training is over.
+        modes: for each parameter group whether its optimizer was in ``train()``, or None; for schedule-free optimizers.
     """
 
     score: float
@@ -44,6 +45,7 @@ class Best:
     file: str | None = None
     optimizers: list[dict[str, Any]] | None = None
     in_module: bool = False
+    modes: list[list[bool | None]] | None = None
 
 
 def averaged(trainer: Trainer) -> nn.Module | None:

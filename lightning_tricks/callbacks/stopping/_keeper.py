@@ -14,6 +14,18 @@ from lightning_tricks._base import UserInputError, check_choice, warn_once
 from lightning_tricks.callbacks._trainer import callbacks_of
 from lightning_tricks.callbacks.stopping import _best_weights as weights
 from lightning_tricks.callbacks.stopping._best_weights import Best, Keep
+from lightning_tricks.callbacks.stopping._validated import (
+    ValidatedWeights,
+    optimizer_modes,
+    put_back_modes,
+    switch_back,
+)
+
+WRITTEN = (
+    "something wrote the parameters between the validation and the end of it (the switch of a schedule-free optimizer, "
+    "an average?), so the weights that earned this value are gone and are not kept. From the next validation on they "
+    "are copied in time."
+)
 
 
 class BestKeeper:
@@ -35,6 +47,7 @@ class BestKeeper:
         self.keep = check_choice("keep", keep, ["cpu", "device", "disk"])
         self.hold, self.optimizer, self.folder = hold, optimizer, folder
         self.best: Best | None = None
+        self._validated = ValidatedWeights(self.keep)
         self._token: str | None = None
         self._last: dict[str, Tensor] | None = None
         self.reset()
@@ -42,6 +55,7 @@ class BestKeeper:
     def reset(self) -> None:
         """Forget the best of an earlier fit."""
         self.best, self._token, self._last = None, None, None
+        self._validated.reset()
         self._files: list[str] = []  # written in this fit
         self._in_checkpoints: list[str] = []
 
@@ -57,6 +71,11 @@ class BestKeeper:
                 "spread over the ranks. Leave restore_optimizer out; weights and buffers are restored."
             )
 
+    def validation_batch_starts(self, trainer: Trainer, module: LightningModule, batch_idx: int, loader: int) -> None:
+        """Note the weights with which a validation begins."""
+        if self.hold and batch_idx == 0 and loader == 0 and not trainer.sanity_checking:
+            self._validated.begin(trainer, module)
+
     def take(self, trainer: Trainer, module: LightningModule, score: float, *, validated: bool) -> bool:
         """Keep what earned ``score``; return False if it could not be written (the previous best then stays).
 
@@ -70,18 +89,28 @@ class BestKeeper:
         if not self.hold:
             self.best = best
             return True
+        written, copied = self._validated.end(module) if validated else (False, None)
+        if written and copied is None:
+            warn_once(f"{self.who}: {WRITTEN}")
+            return False
+        best = replace(best, modes=self._validated.modes if validated else optimizer_modes(trainer))
         source = (weights.averaged(trainer) if validated else None) or module
         optimizers = weights.copy_optimizers(trainer) if self.optimizer else None
         if self.keep == "disk":
-            return self._take_to_disk(trainer, module, replace(best, optimizers=optimizers), source)
-        self.best = replace(best, tensors=weights.copy_tensors(source, self.keep), optimizers=optimizers)
+            return self._take_to_disk(trainer, module, replace(best, optimizers=optimizers), source, copied or {})
+        tensors = weights.copy_tensors(source, self.keep) | (copied or {})
+        self.best = replace(best, tensors=tensors, optimizers=optimizers)
         return True
 
     def put_back(self, trainer: Trainer, module: LightningModule, *, for_good: bool = False) -> bool:
         """Write the best weights into the module; tell whether there were any. ``for_good`` frees their memory."""
         if self.best is None or not self.has_weights:
             return False
+        modes = optimizer_modes(trainer)
         weights.restore(trainer, module, self.best, average_too=True)
+        put_back_modes(trainer, self.best.modes)
+        if not for_good:
+            switch_back(trainer, modes)
         if for_good:
             self.best = replace(self.best, tensors=None, file=None, optimizers=None, in_module=True)
         return True
@@ -93,6 +122,7 @@ class BestKeeper:
         if any(_saves_on_exception(callback) for callback in callbacks_of(trainer)):
             self._last = weights.copy_tensors(module, "cpu")
         weights.restore(trainer, module, self.best, average_too=False)
+        put_back_modes(trainer, self.best.modes)
         return True
 
     @property
@@ -136,11 +166,14 @@ class BestKeeper:
         if not self.hold or best.tensors is not None or best.file is not None:
             self.best = best  # otherwise it was saved without weights, and the best is looked for anew
 
-    def _take_to_disk(self, trainer: Trainer, module: LightningModule, best: Best, source: Any) -> bool:
+    def _take_to_disk(
+        self, trainer: Trainer, module: LightningModule, best: Best, source: Any, copied: dict[str, Tensor]
+    ) -> bool:
         sharded = weights.is_sharded(module)
         path = self._path(trainer, best.step, sharded)
         writes = sharded or trainer.local_rank == 0
-        content = {"tensors": weights.copy_tensors(source, "cpu"), "optimizers": best.optimizers} if writes else {}
+        tensors = weights.copy_tensors(source, "cpu") | copied if writes else {}
+        content = {"tensors": tensors, "optimizers": best.optimizers} if writes else {}
         written = not writes or self._written(path, content)
         # all ranks keep the new best or all keep the old one
         if not trainer.strategy.reduce_boolean_decision(written, all=True):
