@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
@@ -97,15 +96,15 @@ def fit_stacked(
     _check(models, data, trainer or {})
     mode = infer_mode(monitor, mode)
     rules = [Rules(made, monitor) for made in _made(callbacks, len(models))]
+    run = _trainer(trainer or {}, watchers)
     for model, rule in zip(models, rules, strict=True):
-        _initialise(model, rule)
+        _initialise(model, rule, run)
     task = task_for(models)
     if task.names() and monitor not in task.names():
         raise UserInputError(f"{monitor!r} is not logged in validation; logged are {', '.join(task.names())}.")
     spec = spec_of([model.configure_optimizers() for model in models], task.nets)
     module = StackedModule(StackedNet(task.nets), task, spec, rules, monitor=monitor, mode=mode)
     task.follow({monitor, *(name for rule in rules for name in rule.monitors)})
-    run = _trainer(trainer or {}, watchers)
     run.fit(module, data, ckpt_path=ckpt_path)
     return [_finished(module, i, model, task.nets[i]) for i, model in enumerate(models)]
 
@@ -137,10 +136,8 @@ def _made(
     return made
 
 
-def _initialise(model: LightningModule, rules: Rules) -> None:
-    """Do what WeightInit does when a fit starts."""
-    strategy = SimpleNamespace(broadcast=lambda value: value)
-    trainer: Any = SimpleNamespace(ckpt_path=None, strategy=strategy, loggers=[])
+def _initialise(model: LightningModule, rules: Rules, trainer: Trainer) -> None:
+    """Do what WeightInit does when a fit starts, with the precision and the strategy of the stack's trainer."""
     for callback in rules.inits:
         callback.log = False
         callback.setup(trainer, model, "fit")
