@@ -42,7 +42,8 @@ def check(
         data: a DataModule, a training loader, or a training and a validation loader.
         budget: ``"quick"`` takes a few passes over one batch; ``"full"`` also trains a copy on 16 samples for 200
             steps, which must overfit.
-        trainer: the trainer that will be used, for its precision.
+        trainer: the trainer that will be used, for its precision, epochs and steps. Without it, ``self.trainer`` of the
+            tried copies answers as a ``Trainer()`` with defaults would for this data.
         progress: show a bar.
 
     Returns:
@@ -68,7 +69,8 @@ def check(
     stub = trainer if trainer is not None else _quiet_trainer()
     with untouched(train, val), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        probe = Probe(model, train, val, stub, _transfer_of(data))
+        datamodule = data if isinstance(data, LightningDataModule) else None
+        probe = Probe(model, train, val, stub, _transfer_of(data), datamodule)
         findings = run_rules(rules_for(probe, budget), progress=progress)
     facts = {"budget": budget, "torch": torch.__version__, "lightning": lightning.__version__}
     return Report(findings, {**facts, "python": platform.python_version(), "model": type(model).__name__})

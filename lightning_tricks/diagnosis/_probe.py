@@ -11,13 +11,15 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from lightning_tricks._base import isolated_rng
 from lightning_tricks.diagnosis._losses import LossCall, LossSpy
+from lightning_tricks.diagnosis._trainer_view import TrainerView
 from lightning_tricks.diagnosis.rules._data import sample_input, sample_label
 from lightning_tricks.diagnosis.rules._layers import LayerCall, trace_layers
 
@@ -34,6 +36,7 @@ class Probe:
         val: validation loader, or None.
         trainer: given to the copies, which may ask it for the epoch.
         transfer: what happens to a batch on its way to the model.
+        datamodule: where the loaders come from, for a trainer that does not run yet.
     """
 
     def __init__(
@@ -43,8 +46,10 @@ class Probe:
         val: DataLoader[Any] | None,
         trainer: Trainer,
         transfer: Callable[[Any], Any] | None = None,
+        datamodule: LightningDataModule | None = None,
     ) -> None:
         self.model, self.train, self.val, self.trainer = model, train, val, trainer
+        self.datamodule = datamodule
         self._transfer = transfer or (lambda batch: batch)
 
     @cached_property
@@ -91,7 +96,8 @@ class Probe:
     def fresh(self) -> LightningModule:
         """Return a copy of the model that logs nowhere."""
         twin = copy.deepcopy(self.model)
-        twin._trainer = self.trainer
+        # A copy asks this view in place of the trainer that the model would have.
+        setattr(twin, "_trainer", TrainerView(self.trainer, twin, self.train, self.datamodule))
         for name in ("log", "log_dict"):
             object.__setattr__(twin, name, lambda *args, **kwargs: None)
         return twin
@@ -139,7 +145,7 @@ class Probe:
                     LossSpy() as spy,
                     trace_layers(model) if i == count - 1 else nullcontext() as trace,
                 ):
-                    loss = _loss_of(model.training_step(batches[i % len(batches)] if batches else batch, 0))
+                    loss = _loss_of(step_of(model, batches[i % len(batches)] if batches else batch))
                 step.loss, step.calls = loss.item(), spy.calls
                 if trace is not None:
                     step.layers = trace.calls
@@ -165,7 +171,7 @@ class Probe:
     @torch.no_grad()
     def _attempt(self, samples: Sequence[Any]) -> list[LossCall]:
         with self._precision(), LossSpy() as spy, suppress(IndexError, RuntimeError, ValueError):
-            self.fresh().training_step(self.collate(samples), 0)
+            step_of(self.fresh(), self.collate(samples))
         calls: list[LossCall] = spy.calls
         return calls
 
@@ -183,7 +189,7 @@ class Probe:
         handles = [module.register_forward_hook(keep) for module in (model, *model.children())]
         try:
             with self._precision(), LossSpy() as spy:
-                model.training_step(batch, 0)
+                step_of(model, batch)
         finally:
             for handle in handles:
                 handle.remove()
@@ -197,7 +203,7 @@ class Probe:
         """Return the last loss call on a batch in evaluation mode."""
         model.eval()
         with torch.no_grad(), self._precision(), LossSpy() as spy:
-            model.training_step(batch, 0)
+            step_of(model, batch)
         return spy.calls[-1] if spy.calls else None
 
     def keeps_gradients(self) -> bool:
@@ -221,7 +227,7 @@ class Probe:
     def loss(self, model: LightningModule, batch: Any) -> float:
         """Return the loss of a batch in the model's mode."""
         with self._precision():
-            return _loss_of(model.training_step(batch, 0)).item()
+            return _loss_of(step_of(model, batch)).item()
 
     def cross_gradient(self, model: LightningModule) -> Tensor | None:
         """Return how much the outputs for the first and last sample depend on each sample's input, ``(2, B)``.
@@ -235,7 +241,7 @@ class Probe:
         x = self.inputs.detach().clone().requires_grad_()
         model.eval()
         with torch.enable_grad(), self._precision(), LossSpy(keep_graph=True) as spy:
-            model.training_step(with_input(self.batch, x), 0)
+            step_of(model, with_input(self.batch, x))
             if not spy.calls or not spy.calls[-1].prediction.requires_grad:
                 return None
             layouts = first_and_last(spy.calls[-1].prediction, len(x))
@@ -252,6 +258,13 @@ class Probe:
     def _precision(self) -> Any:
         plugin = getattr(self.trainer, "precision_plugin", None)
         return nullcontext() if plugin is None else plugin.forward_context()
+
+
+def step_of(model: LightningModule, batch: Any) -> Any:
+    """Return what a training step returns; Lightning allows it to take no ``batch_idx``."""
+    if is_param_in_hook_signature(model.training_step, "batch_idx", min_args=2):
+        return model.training_step(batch, 0)
+    return model.training_step(batch)
 
 
 class Step:
