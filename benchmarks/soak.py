@@ -36,7 +36,7 @@ def callbacks():
         *lt.recipe("val_loss"),
         lt.ActivationMonitor(every_n_steps=2),
         lt.LRFinder(steps=10, update=False),
-        lt.Preflight(on_error="warn"),
+        lt.Preflight(on_finding="warn"),
         lt.WeightPenalty(l2=1e-4),
     ]
 

@@ -65,7 +65,7 @@ def main(out, quick=False):
         model, (train, val) = Digits(sick, lr), loaders(sick)
         print(f"\n{name}, before the first step:\n{lt.check(model, train)}")
 
-        diagnosis = lt.Diagnosis(every_n_steps=10, report=out / f"{name.replace(' ', '_')}.html")
+        diagnosis = lt.Diagnosis(every_n_steps=10, report_path=out / f"{name.replace(' ', '_')}.html")
         trainer = L.Trainer(
             max_epochs=1 if quick else 20,
             callbacks=[diagnosis],

@@ -11,7 +11,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # By public class or function: old spelling -> new one, the word of its counterpart in Lightning, torch or Keras.
 RENAMED_ARGUMENTS: dict[str, dict[str, str]] = {
+    "Diagnosis": {"report": "report_path"},
     "EarlyStopping": {"min_delta_kind": "min_delta_mode"},
+    "Preflight": {"on_error": "on_finding"},
     "ReduceLROnPlateau": {"after": "start_from"},
 }
 

@@ -34,7 +34,7 @@ CALLBACKS = {
     "LRFinder": lambda: lt.LRFinder(steps=10, update=False),
     "NormMonitor": lambda: lt.NormMonitor(every_n_steps=2),
     "PredictionWriter": lambda: lt.PredictionWriter("out.npz", overwrite=True),
-    "Preflight": lambda: lt.Preflight(on_error="warn"),
+    "Preflight": lambda: lt.Preflight(on_finding="warn"),
     "PruningCallback": lambda: lt.PruningCallback(QuietTrial(), "val_loss"),
     "ReduceLROnPlateau": lambda: lt.ReduceLROnPlateau("val_loss", patience=1, cooldown=1),
     "WeightInit": lambda: lt.WeightInit("auto"),

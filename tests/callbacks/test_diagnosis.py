@@ -271,7 +271,7 @@ class Crashing(Program):
 
 
 def test_a_crash_leaves_a_page_with_what_was_seen(tmp_path):
-    diagnosis = Diagnosis(report=tmp_path / "deep" / "page.html", thresholds=QUICK)
+    diagnosis = Diagnosis(report_path=tmp_path / "deep" / "page.html", thresholds=QUICK)
     with pytest.raises(RuntimeError, match="out of <paper>"):
         fit(Crashing(RuntimeError("out of <paper>"), at=30), diagnosis)
     page = (tmp_path / "deep" / "page.html").read_text()
@@ -289,19 +289,19 @@ def test_a_report_that_fails_hides_neither_the_findings_nor_the_crash(monkeypatc
     for monitor in (_diagnosis.QuietNorms, _diagnosis.QuietActivations):
         monkeypatch.setattr(monitor, "plot", lambda *args: plots.new_figure()[0])  # drawn quickly
     with pytest.raises(RuntimeError, match="out of paper"):
-        fit(Crashing(RuntimeError("out of paper"), at=3), Diagnosis(report=tmp_path / "page.html"))
+        fit(Crashing(RuntimeError("out of paper"), at=3), Diagnosis(report_path=tmp_path / "page.html"))
     page = (tmp_path / "page.html").read_text()
     assert "This picture could not be drawn: ValueError: no &lt;font&gt;" in page
     assert "The run crashed: RuntimeError: out of paper" in page
     monkeypatch.setattr(_diagnosis, "write_report", broken)
-    diagnosis = Diagnosis(report=tmp_path / "page.html")
+    diagnosis = Diagnosis(report_path=tmp_path / "page.html")
     with pytest.raises(RuntimeError, match="out of paper"):
         fit(Crashing(RuntimeError("out of paper"), at=3), diagnosis)
     assert diagnosis.said == ["Diagnosis could not finish its report: ValueError: no <font>"]
 
 
 def test_only_the_first_process_writes_about_a_crash(tmp_path):
-    diagnosis = Diagnosis(report=tmp_path / "page.html")
+    diagnosis = Diagnosis(report_path=tmp_path / "page.html")
     diagnosis._path = tmp_path / "page.html"
     second = SimpleNamespace(state=SimpleNamespace(fn="fit"), is_global_zero=False)
     diagnosis.on_exception(second, Program(), RuntimeError("at once"))

@@ -129,9 +129,10 @@ def test_no_learning_rate_at_all_is_said_and_crashes_nothing():
     assert plateau.reductions == []
 
 
-@pytest.mark.filterwarnings("ignore:ReduceLROnPlateau has nothing to lower")
+@pytest.mark.filterwarnings("ignore:ReduceLROnPlateau has nothing to lower", "ignore:Diagnosis")
 def test_the_recipe_works_without_a_learning_rate():
-    trainer = fit(Beside(None, FindsItsRate), lt.recipe("val_loss", patience=4))
+    diagnosis = lt.Diagnosis(every_n_steps=1, report_path=None)
+    trainer = fit(Beside(None, FindsItsRate), [*lt.recipe("val_loss", patience=4), diagnosis])
     assert trainer.current_epoch == 10
 
 

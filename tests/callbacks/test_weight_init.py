@@ -108,7 +108,7 @@ def test_sharded_meta_parameters_hold_what_one_process_holds():
 def _sharded_after_init(rank, world_size):
     model = Net(shard=True)
     strategy = ModelParallelStrategy(data_parallel_size=world_size, tensor_parallel_size=1)
-    callbacks = [WeightInit(seed=5), NormMonitor(every_n_steps=1), Diagnosis(report=None)]
+    callbacks = [WeightInit(seed=5), NormMonitor(every_n_steps=1), Diagnosis(report_path=None)]
     trainer = quiet_trainer(max_steps=1, callbacks=callbacks, strategy=strategy, devices=world_size)
     trainer.fit(model, data())
     return {name: p.detach().full_tensor().numpy() for name, p in model.named_parameters()}

@@ -332,7 +332,7 @@ def test_callback_can_stop_a_broken_run_before_its_first_step():
         pytest.warns(UserWarning, match="output-activation"),
         pytest.raises(PreflightError, match="Preflight found 1 errors"),
     ):
-        quiet_trainer(callbacks=[Preflight(on_error="raise")]).fit(model, loader())
+        quiet_trainer(callbacks=[Preflight(on_finding="raise")]).fit(model, loader())
     assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
 
 
@@ -408,7 +408,7 @@ def test_report_ranks_counts_and_escapes(tmp_path):
         (lambda: check(nn.Linear(2, 2), loader()), "check needs a LightningModule, but got Linear"),
         (lambda: check(Program(), 3), "check needs a LightningDataModule, a DataLoader, .* but got int"),
         (lambda: check(Program(), loader(), budget="all"), "budget must be one of full, quick"),
-        (lambda: Preflight(on_error="stop"), "on_error must be one of raise, warn"),
+        (lambda: Preflight(on_finding="stop"), "on_finding must be one of raise, warn"),
         (lambda: Finding("rule", "fatal", "", "", ""), "severity must be one of error, info, warning"),
         (lambda: Finding("", "info", "", "", ""), "rule must be a name"),
     ],

@@ -40,7 +40,7 @@ def test_lazy_weights_are_penalised():
     assert model.net[0].weight.norm(dim=1).max() <= 0.1 * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("watch", [NormMonitor, LRFinder, Preflight, lambda: Diagnosis(report=None)])
+@pytest.mark.parametrize("watch", [NormMonitor, LRFinder, Preflight, lambda: Diagnosis(report_path=None)])
 def test_what_needs_the_sizes_at_the_start_says_so(watch):
     trainer = quiet_trainer(num_sanity_val_steps=0, callbacks=[watch()])  # so that no batch comes before
     with pytest.raises(UserInputError, match=r"net\.1\.weight, \.\.\. are lazy\. Run one batch through"):

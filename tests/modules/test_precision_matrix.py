@@ -57,7 +57,7 @@ def tricks_of(name):
     if name == "recipe":
         return lt.recipe("val_loss")
     if name == "monitors":
-        return [lt.NormMonitor(every_n_steps=1), lt.ActivationMonitor(), lt.Diagnosis(report=None), lt.Preflight()]
+        return [lt.NormMonitor(every_n_steps=1), lt.ActivationMonitor(), lt.Diagnosis(report_path=None), lt.Preflight()]
     return [lt.WeightPenalty(l2=1e-3, max_norm=3.0)] if name == "penalty" else []
 
 

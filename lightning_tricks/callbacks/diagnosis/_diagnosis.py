@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_tricks._base import (
     UserInputError,
+    accepts_old_names,
     alert,
     check_choice,
     check_range,
@@ -52,8 +53,8 @@ class Diagnosis(OnlyLooks, Callback):
             8th, ... are measured, too.
         on_finding: ``"warn"``; ``"stop"`` also stops the run at a finding of severity "error"; or a function of the
             finding, called on the first process, that returns True to stop.
-        report: file for the page with findings, pictures, settings and versions, which is also written when the run
-            crashes or is interrupted; ``"auto"``: ``report.html`` in the logger's folder; None for none.
+        report_path: file for the page with findings, pictures, settings and versions, which is also written when the
+            run crashes or is interrupted; ``"auto"``: ``report.html`` in the logger's folder; None for none.
         thresholds: numbers that the rules compare with.
 
     Raises:
@@ -70,13 +71,14 @@ class Diagnosis(OnlyLooks, Callback):
         TheDeepChecker (2023). Rauschmayr et al., Amazon SageMaker Debugger (MLSys 2021).
     """
 
+    @accepts_old_names("Diagnosis")
     def __init__(
         self,
         monitor: str = "val_loss",
         *,
         every_n_steps: int = 50,
         on_finding: OnFinding | Callable[[Finding], bool | None] = "warn",
-        report: str | Path | None = "auto",
+        report_path: str | Path | None = "auto",
         thresholds: Thresholds | None = None,
     ) -> None:
         super().__init__()
@@ -90,7 +92,7 @@ class Diagnosis(OnlyLooks, Callback):
                 "lightning_tricks.diagnosis.Thresholds(dead=0.9), naming what shall differ."
             )
         self.on_finding = on_finding
-        self.report_path = report
+        self.report_path = report_path
         self.thresholds = thresholds or Thresholds()
         self._norms, self._activations = QuietNorms(self.every_n_steps), QuietActivations(self.every_n_steps)
         self._reset()
@@ -346,6 +348,7 @@ def planned_steps(trainer: Trainer) -> int | None:
     return min(limits, default=None)
 
 
-def max_lr(trainer: Trainer) -> float:
-    """Return the largest learning rate of all parameter groups."""
-    return max(float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups)
+def max_lr(trainer: Trainer) -> float | None:
+    """Return the largest learning rate of all parameter groups; None where optimizers find it by themselves."""
+    groups = (group for optimizer in trainer.optimizers for group in optimizer.param_groups)
+    return max((float(group["lr"]) for group in groups if group.get("lr") is not None), default=None)

@@ -9,7 +9,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from lightning_tricks._base import UserInputError, alert, check_choice, log_artifact, log_text, require_sizes
+from lightning_tricks._base import (
+    UserInputError,
+    accepts_old_names,
+    alert,
+    check_choice,
+    log_artifact,
+    log_text,
+    require_sizes,
+)
 from lightning_tricks.diagnosis import Probe, Report, rules_for, run_rules, untouched
 
 
@@ -27,28 +35,29 @@ class Preflight(Callback):
     only parameters and loaders are looked at, on the first one.
 
     Args:
-        on_error: ``"warn"``, or ``"raise"`` to stop before the first step if the run is broken.
+        on_finding: ``"warn"``, or ``"raise"`` to stop before the first step if the run is broken.
         budget: as for :func:`lightning_tricks.check`.
         report_path: file for the report as one self-contained page.
 
     Raises:
         UserInputError: for an unknown choice.
-        PreflightError: while training starts, if ``on_error`` is "raise" and a finding is an error.
+        PreflightError: while training starts, if ``on_finding`` is "raise" and a finding is an error.
 
     Example:
         >>> import lightning as L, lightning_tricks as lt
-        >>> trainer = L.Trainer(callbacks=[lt.Preflight(on_error="raise")], logger=False)
+        >>> trainer = L.Trainer(callbacks=[lt.Preflight(on_finding="raise")], logger=False)
     """
 
+    @accepts_old_names("Preflight")
     def __init__(
         self,
         *,
-        on_error: Literal["warn", "raise"] = "warn",
+        on_finding: Literal["warn", "raise"] = "warn",
         budget: Literal["quick", "full"] = "quick",
         report_path: str | Path | None = None,
     ) -> None:
         super().__init__()
-        self.on_error = check_choice("on_error", on_error, ("warn", "raise"))
+        self.on_finding = check_choice("on_finding", on_finding, ("warn", "raise"))
         self.budget = check_choice("budget", budget, ("quick", "full"))
         self.report_path = report_path
         self.report: Report | None = None
@@ -84,7 +93,7 @@ class Preflight(Callback):
             alert(trainer, "Preflight", "\n".join(map(str, report.of("error"))), level="ERROR")
         for finding in [*report.of("error"), *report.of("warning")]:
             rank_zero_warn(f"Preflight: {finding}", category=UserWarning)
-        if self.on_error == "raise" and not report.ok:
+        if self.on_finding == "raise" and not report.ok:
             raise PreflightError(f"Preflight found {len(report.of('error'))} errors:\n{report}")
 
 

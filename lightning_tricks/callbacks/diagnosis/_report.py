@@ -47,7 +47,7 @@ def facts_of(trainer: Trainer, module: LightningModule) -> Facts:
         "parameters": sum(p.numel() for p in module.parameters()),
         "trained parameters": trained,
         "optimizer": ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers),
-        "learning rate": ", ".join(dict.fromkeys(f"{float(group['lr']):.4g}" for group in groups)),
+        "learning rate": ", ".join(dict.fromkeys(_rate(group) for group in groups)),
         "weight decay": ", ".join(dict.fromkeys(f"{group.get('weight_decay', 0):.4g}" for group in groups)),
         "epochs planned": trainer.max_epochs,
         "steps planned": trainer.max_steps if trainer.max_steps > 0 else None,
@@ -127,3 +127,7 @@ def _section(title: str, draw: Callable[[], Any], caption: str) -> Section:
         return Section(title, [Picture(draw(), caption)])
     except Exception as error:  # a picture of a broken run may fail; the findings must still be read
         return Section(title, [Text(f"This picture could not be drawn: {type(error).__name__}: {error}")])
+
+
+def _rate(group: dict[str, Any]) -> str:
+    return "found by the optimizer" if group.get("lr") is None else f"{float(group['lr']):.4g}"
