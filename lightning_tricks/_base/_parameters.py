@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.weight_norm import WeightNorm
 
 from lightning_tricks._base._messages import UserInputError
 
@@ -18,7 +20,15 @@ def is_matrix(module: nn.Module, key: str, parameter: Tensor) -> bool:
     """
     if is_lazy(parameter):
         return key != "bias" and not isinstance(module, NORMS)
-    return parameter.ndim >= 2
+    return parameter.ndim >= 2 and not _is_gain(module, key)
+
+
+def _is_gain(module: nn.Module, key: str) -> bool:
+    """Tell whether a parameter is a magnitude of weight norm: a weight's dimensions, but one value per unit."""
+    if isinstance(module, ParametrizationList):
+        return key == "original0" and any(type(p).__name__ == "_WeightNorm" for p in module)
+    hooks = module._forward_pre_hooks.values()
+    return any(isinstance(hook, WeightNorm) and key == f"{hook.name}_g" for hook in hooks)
 
 
 def require_sizes(model: nn.Module, who: str) -> None:

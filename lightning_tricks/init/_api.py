@@ -1,6 +1,6 @@
 """Initialise a whole model."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 from lightning_tricks._base import UserInputError, check_choice, check_range, derive_seed
 from lightning_tricks.init._lsuv import lsuv_scales
 from lightning_tricks.init._plan import Choice, Plan, choose, find_head, reset_running_stats
+from lightning_tricks.init._reparametrized import assign, gain_choice, parameters_of
 from lightning_tricks.init._report import InitReport, InitRow, Signal
 from lightning_tricks.init._rules import RULES
 from lightning_tricks.init._signal import Deviation, signal_deviations
@@ -118,15 +119,16 @@ def init_weights(
     for_parameter = choose(model, plan)
     seed = int(torch.randint(2**62, (), generator=generator))
     rows, changed = [], set[str]()
-    for name, module, key, parameter in _parameters(model):
-        full = f"{name}.{key}" if name else key
-        choice = _reason_to_leave(full, parameter, chosen) or for_parameter(name, module, key)
+    for name, module, key, parameter, full in parameters_of(model):
+        choice = _reason_to_leave(full, parameter, chosen) or gain_choice(module, key)
+        choice = choice or for_parameter(name, module, key)
         if choice.fill is not None and name not in only_new:
             choice = Choice("left alone", "not torch's untouched default: loaded, trained or set by hand")
         if choice.fill is not None:
-            values = torch.empty(parameter.shape, dtype=torch.float32)
-            choice.fill(values, torch.Generator().manual_seed(derive_seed(seed, full)))
-            _write(module, key, values)
+            values = torch.empty(getattr(module, key).shape, dtype=torch.float32)
+            stream = f"{name}.{key}" if name else key
+            choice.fill(values, torch.Generator().manual_seed(derive_seed(seed, stream)))
+            choice = assign(module, key, values, choice, _write)
             changed.add(name)
         rows.append(_row(full, module, parameter, choice))
     for name in changed:
@@ -220,16 +222,6 @@ def _checked_counts(counts: Sequence[float]) -> Sequence[float]:
     for count in counts:
         check_range("every entry of class_counts", count, low=0, open_low=True)
     return counts
-
-
-def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
-    """Yield each parameter once: module name, module, key, parameter."""
-    seen = set[int]()
-    for name, module in model.named_modules():
-        for key, parameter in module.named_parameters(recurse=False):
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield name, module, key, parameter
 
 
 def _reason_to_leave(full: str, parameter: Tensor, chosen: set[str]) -> Choice | None:

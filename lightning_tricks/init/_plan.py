@@ -124,6 +124,8 @@ def _follow_of(flow: Flow, name: str) -> Follow:
 
 def _auto(follow: Follow, depth: int, module: nn.Module) -> Choice:
     kind = follow.kind
+    if kind == "exp":  # unit variance would spread the exponentials over orders of magnitude
+        return Choice("left alone", "its output is exponentiated")
     why = _AFTER.get(kind, "what follows was not seen" if kind == "unseen" else f"{kind} follows")
     if kind in _RECTIFIERS or kind == "softplus":
         gain = kaiming_gain(kind, follow.slope)

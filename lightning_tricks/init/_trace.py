@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_tricks import _base
 from lightning_tricks._base import UserInputError, isolated_rng, preserved_modes
+from lightning_tricks.init._restore import left_as_it_was
 
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 SOURCES = (*LAYERS, nn.Embedding, nn.EmbeddingBag)
@@ -34,7 +35,7 @@ _RECTIFYING = {
     "selu",
     "silu",
 }
-ACTIVATIONS = frozenset(_SATURATING | _RECTIFYING | {"glu", "softplus"})
+ACTIVATIONS = frozenset(_SATURATING | _RECTIFYING | {"exp", "glu", "softplus"})
 _ADDS = frozenset({"add", "add_", "iadd", "__add__", "__iadd__", "__radd__"})
 _NUMBERS = frozenset({"__len__", "dim", "getattr", "len", "numel", "size"})  # give no tensor in a symbolic graph
 _NORM_FUNCTIONS = frozenset({"batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"})
@@ -206,7 +207,8 @@ def _symbolic_graph(model: nn.Module) -> fx.Graph | None:
     if type(model).forward is nn.Module.forward:
         return None
     try:
-        return _Tracer().trace(model)
+        with left_as_it_was(model), isolated_rng(seed=0):
+            return _Tracer().trace(model)
     except Exception:  # whatever a forward raises when it is given a symbol
         return None
 
@@ -246,7 +248,7 @@ def _function(flow: Flow, name: str, inputs: list[Origin], args: Any, kwargs: Ma
 
 
 def flow_by_example(model: nn.Module, example: tuple[Any, ...]) -> Flow:
-    """Follow one example through the model. Modes, buffers and random streams are as before afterwards.
+    """Follow one example through the model. Modes, buffers, attributes and random streams are as before afterwards.
 
     Raises:
         UserInputError: if the model cannot run the example.
@@ -278,16 +280,10 @@ def run(model: nn.Module, example: tuple[Any, ...]) -> Any:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run a block in training mode (what an initialisation is for), then put back modes, buffers and streams."""
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
-    with preserved_modes(model), isolated_rng(seed=0):
+    """Run a block in training mode (what an initialisation is for), then put back what it left in the model."""
+    with left_as_it_was(model), preserved_modes(model), isolated_rng(seed=0):
         model.train()
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
+        yield
 
 
 class _Watch(TorchFunctionMode):

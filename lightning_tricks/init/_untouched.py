@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_tricks.init._reparametrized import hook_of_gain
 from lightning_tricks.init._trace import NORMS
 
 _LEVEL = 1e-6
@@ -62,7 +63,11 @@ def is_small(module: nn.Module) -> bool:
 
 
 def _verdict(module: nn.Module) -> str | None:
-    own = dict(module.named_parameters(recurse=False))
+    own: dict[str, Tensor] = {
+        key: p for key, p in module.named_parameters(recurse=False) if hook_of_gain(module, key) is None
+    }
+    parametrized = {key: getattr(module, key) for key in getattr(module, "parametrizations", ())}
+    own |= parametrized
     if _has_seen_data(module):
         return "touched"
     if not own or any(nn.parameter.is_lazy(p) for p in own.values()):
@@ -71,7 +76,7 @@ def _verdict(module: nn.Module) -> str | None:
     if None in defaults.values():
         return None  # no default known: neither new nor a sign
     if not all(_fits(parameter, defaults[key]) for key, parameter in own.items()):
-        return "touched"
+        return None if parametrized else "touched"  # a parametrization changes the values by itself
     if isinstance(module, NORMS):
         return "harmless"  # ones and zeros: nothing to lose, and no sign for the others
     return "small" if is_small(module) else "sure"
