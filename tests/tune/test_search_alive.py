@@ -216,7 +216,7 @@ def test_a_slot_of_a_dead_worker_is_free_again_and_nothing_is_queued(tmp_path):
     sampler = SlotRandomSampler(seed=0, grace=1000)
     study = optuna.create_study(study_name="s", storage=journal(tmp_path / "journal.log"), sampler=sampler)
     trial = study.ask(LR)
-    key = f"{sampler._prefix}:worker"
+    key = f"{sampler.prefix}:worker"
     worker = study.trials[0].system_attrs[key]
     study._storage.set_trial_system_attr(trial._trial_id, key, {**worker, "host": "another machine"})
     trial.set_user_attr(WORKER, ELSEWHERE)
@@ -236,7 +236,7 @@ def test_an_enqueued_trial_of_a_dead_worker_waits_again_but_not_for_ever(tmp_pat
         trial = study.ask(LR)
         assert trial.params == {"lr": 0.25}
         dead = {**this_worker(), "started": "long ago", "trial": trial.number}
-        study._storage.set_trial_system_attr(trial._trial_id, f"{sampler._prefix}:worker", dead)
+        study._storage.set_trial_system_attr(trial._trial_id, f"{sampler.prefix}:worker", dead)
         assert sampler.repair(study)
         assert not sampler.repair(study)
     assert [t.state.name for t in study.trials] == ["FAIL"] * 3

@@ -1,12 +1,32 @@
 """The search's loop: one process per trial, started where there is room, watched, and told."""
 
+from dataclasses import dataclass
+
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial
 
 from lightning_tricks._base import warn_once
 from lightning_tricks.tune.execution._processes import Run, pause
 from lightning_tricks.tune.execution._progress import read_progress
+from lightning_tricks.tune.execution._trial import Job
 from lightning_tricks.tune.execution._trials import NoTrial, SharedTrials
+
+
+@dataclass
+class Running:
+    """A training that runs.
+
+    Args:
+        trial: what it is for.
+        job: what it does.
+        run: its process.
+        passed_on: how many of its reports the study has.
+    """
+
+    trial: Trial
+    job: Job
+    run: Run
+    passed_on: int = 0
 
 
 class ProcessRunner:
@@ -21,7 +41,7 @@ class ProcessRunner:
         self.trials = trials
         self.pool = trials.pool
         self.progress = progress
-        self.running: dict[int, tuple[Trial, Run, int]] = {}  # place -> trial, run, reports passed on
+        self.running: dict[int, Running] = {}  # by place
 
     def run(self) -> None:
         """Run until the budget is spent and nobody else works on it."""
@@ -30,7 +50,7 @@ class ProcessRunner:
         with tqdm(total=self.trials.chosen.trials, desc="search", disable=not self.progress) as bar:
             try:
                 while self._goes_on():
-                    pause([run for _, run, _ in self.running.values()])
+                    pause([each.run for each in self.running.values()])
                     for place in list(self.running):
                         self._look_after(place)
                     self.trials.show(bar)
@@ -41,7 +61,7 @@ class ProcessRunner:
     def _goes_on(self) -> bool:
         """Look for what to do; whether this search has work or must wait for others, who may die."""
         self.trials.repair()
-        mine = {trial.number for trial, _, _ in self.running.values()}
+        mine = {each.trial.number for each in self.running.values()}
         return self._fill() or bool(self.running) or self.trials.running_elsewhere(mine)
 
     def _fill(self) -> bool:
@@ -51,43 +71,43 @@ class ProcessRunner:
             if isinstance(asked, NoTrial):
                 return asked is NoTrial.WAIT
             trial, job = asked
-            self.running[place] = trial, self.pool.run(job, place), 0
+            self.running[place] = Running(trial, job, self.pool.run(job, place))
         return True
 
     def _look_after(self, place: int) -> None:
-        trial, run, _ = self.running[place]
+        each = self.running[place]
         try:
-            self._look_at(place)
+            self._look_at(place, each)
         except UpdateFinishedTrialError:
-            self._let_go(place, trial, run)
+            self._let_go(place, each)
 
-    def _look_at(self, place: int) -> None:
-        trial, run, passed_on = self.running[place]
-        reports = sorted(read_progress(run.job.folder).items())
-        for step, (_, value) in reports[passed_on:]:
+    def _look_at(self, place: int, each: Running) -> None:
+        trial, folder = each.trial, each.job.folder
+        reports = sorted(read_progress(folder).items())
+        for step, (_, value) in reports[each.passed_on :]:
             trial.report(value, step)
-        if run.job.prune and len(reports) > passed_on:
+        if each.job.prune and len(reports) > each.passed_on:
             if trial.should_prune():
-                (run.job.folder / "stop").touch()
-            (run.job.folder / "seen").write_text(str(len(reports)), encoding="utf-8")
-        self.running[place] = trial, run, len(reports)
-        result = run.poll()
+                (folder / "stop").touch()
+            (folder / "seen").write_text(str(len(reports)), encoding="utf-8")
+        each.passed_on = len(reports)
+        result = each.run.poll()
         if result is not None:
             del self.running[place]
-            self.trials.tell(trial, run.job, result, log=run.job.folder / "log.txt")
+            self.trials.tell(trial, each.job, result, log=folder / "log.txt")
 
-    def _let_go(self, place: int, trial: Trial, run: Run) -> None:
+    def _let_go(self, place: int, each: Running) -> None:
         """Leave a trial to those who took this worker for dead, after a machine that slept, say."""
-        run.kill()
-        self.trials.let_go(trial)
+        each.run.kill()
+        self.trials.let_go(each.trial)
         self.running.pop(place, None)
-        warn_once(f"trial {trial.number} was taken over by another worker, who saw no sign of life from this one.")
+        warn_once(f"trial {each.trial.number} was taken over by another worker, who saw no sign of life from this one.")
 
     def _abandon(self) -> None:
         """Leave trainings that still run, after an interrupt or an error, to the next search."""
-        for trial, run, _ in self.running.values():
-            self.trials.let_go(trial)
-            run.kill()
-        for trial, _, _ in self.running.values():
-            self.trials.give_back(trial)
+        for each in self.running.values():
+            self.trials.let_go(each.trial)
+            each.run.kill()
+        for each in self.running.values():
+            self.trials.give_back(each.trial)
         self.running.clear()

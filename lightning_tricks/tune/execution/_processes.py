@@ -6,7 +6,7 @@ import os
 import pickle
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import connection
 from multiprocessing.context import BaseContext
@@ -18,7 +18,7 @@ import torch
 from lightning_tricks._base import UserInputError, check_choice
 from lightning_tricks.tune.execution._claim import Claim
 from lightning_tricks.tune.execution._heartbeat import Pulse, Watch, beat
-from lightning_tricks.tune.execution._trial import Job, result_file
+from lightning_tricks.tune.execution._trial import Job, Work, result_file
 
 StartMethod = Literal["auto", "fork", "forkserver", "spawn"]
 # A run whose process was killed this often is given up: it may be what fills the memory.
@@ -58,7 +58,7 @@ class Run:
         context: how to start processes.
     """
 
-    def __init__(self, job: Job, context: BaseContext) -> None:
+    def __init__(self, job: Work, context: BaseContext) -> None:
         self.job = job
         self._context = context
         self.starts = 0
@@ -98,7 +98,7 @@ def pause(runs: Sequence[Run]) -> None:
         time.sleep(0.2)
 
 
-def run_in_process(job: Job) -> None:
+def run_in_process(job: Work) -> None:
     """Run a job in a process of its own."""
     torch.set_num_threads(job.threads)
     if job.gpus is not None:
@@ -106,7 +106,7 @@ def run_in_process(job: Job) -> None:
     job.run()
 
 
-def read_result(job: Job) -> dict[str, Any] | None:
+def read_result(job: Work) -> dict[str, Any] | None:
     """Return what a training process has left, if it ended."""
     path = result_file(job)
     if not path.exists():
@@ -115,16 +115,16 @@ def read_result(job: Job) -> dict[str, Any] | None:
     return result
 
 
-def finished_before(job: Job) -> dict[str, Any] | None:
+def finished_before(job: Work) -> dict[str, Any] | None:
     """Return the result that an earlier search left, if it is no failure."""
     result = read_result(job)
     return result if result is not None and result["status"] != "failed" else None
 
 
-def with_share(job: Job, place: int, workers: int) -> Job:
+def with_share(job: Work, place: int, workers: int) -> Work:
     """Give a job its share of the machine: threads divided evenly, GPUs dealt out."""
     threads = max(1, (os.cpu_count() or 1) // workers)
-    return replace(job, threads=threads, gpus=share_of_gpus(torch.cuda.device_count(), place, workers))
+    return job.sharing(threads, share_of_gpus(torch.cuda.device_count(), place, workers))
 
 
 def share_of_gpus(gpus: int, place: int, workers: int) -> str | None:
@@ -155,11 +155,11 @@ class Pool:
     context: BaseContext
     grace: float = 120.0
 
-    def run(self, job: Job, place: int) -> Run:
+    def run(self, job: Work, place: int) -> Run:
         """Start a training at one of the places."""
         return Run(with_share(job, place, self.workers), self.context)
 
-    def results(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    def results(self, jobs: Sequence[Work]) -> list[dict[str, Any]]:
         """Run jobs, some at a time, and return their results in order.
 
         What is done already is not done again, and searches that share the folder share the jobs.
@@ -175,7 +175,7 @@ class SharedJobs:
         jobs: what is to be run.
     """
 
-    def __init__(self, pool: Pool, jobs: Sequence[Job]) -> None:
+    def __init__(self, pool: Pool, jobs: Sequence[Work]) -> None:
         self.pool = pool
         self.jobs = jobs
         self.done = {i: result for i, job in enumerate(jobs) if (result := finished_before(job)) is not None}

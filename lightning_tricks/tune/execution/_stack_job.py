@@ -6,7 +6,7 @@ import math
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,26 +38,47 @@ _SECONDS_BETWEEN_NOTES = 0.5
 
 
 @dataclass(frozen=True)
-class StackJob(Job):
-    """All that a process needs to know to train a stack; ``params`` is empty.
+class StackJob:
+    """All that a process needs to know to train a stack.
 
     Args:
+        shared: what its trainings have in common, with the folder of the stack and no hyperparameters.
         trials: one job per trial.
     """
 
-    trials: tuple[Job, ...] = ()
+    shared: Job
+    trials: tuple[Job, ...]
+    test = False
+
+    @property
+    def folder(self) -> Path:
+        """Where the stack's records go."""
+        return self.shared.folder
+
+    @property
+    def threads(self) -> int:
+        """How many threads it may use."""
+        return self.shared.threads
+
+    @property
+    def gpus(self) -> str | None:
+        """Numbers of the GPUs that it may see; None for all."""
+        return self.shared.gpus
 
     def run(self) -> None:
         """Train the stack, in a process of its own."""
         run_stack(self)
+
+    def sharing(self, threads: int, gpus: str | None) -> "StackJob":
+        """Return the job with its share of the machine."""
+        return replace(self, shared=self.shared.sharing(threads, gpus))
 
 
 def stack_of(trials: Sequence[Job], shared: Job) -> StackJob:
     """Return the job of a stack, in a folder whose name tells its trials: the same ones go on where they were."""
     key = json.dumps([[trial.folder.name, trial.params] for trial in trials], sort_keys=True, default=repr)
     name = hashlib.blake2b(key.encode(), digest_size=6).hexdigest()
-    fields = {**vars(shared), "folder": shared.folder / "stacks" / name, "params": {}}
-    return StackJob(**fields, trials=tuple(trials))
+    return StackJob(replace(shared, folder=shared.folder / "stacks" / name, params={}), tuple(trials))
 
 
 def results_of(result: dict[str, Any], count: int) -> list[dict[str, Any]]:
@@ -77,7 +98,7 @@ def run_stack(job: StackJob) -> None:
 
 def _result(job: StackJob) -> dict[str, Any]:
     started = time.monotonic()
-    results = _train(job) if job.folds is None else _cross_validate(job, job.folds)
+    results = _train(job) if job.shared.folds is None else _cross_validate(job, job.shared.folds)
     return {"status": "complete", "results": _with_seconds(results, time.monotonic() - started)}
 
 
@@ -88,14 +109,14 @@ def _with_seconds(results: list[dict[str, Any]], seconds: float) -> list[dict[st
 
 
 def _train(job: StackJob) -> list[dict[str, Any]]:
-    seed_everything(job.seed, workers=True, verbose=False)
+    seed_everything(job.shared.seed, workers=True, verbose=False)
     made, results = _made(job.trials)
     models = [model for _, model in made.values()]
-    runs = _fit(models, made_data(job), [trial for trial, _ in made.values()], job, job.folder) if made else []
+    runs = _fit(models, made_data(job.shared), [trial for trial, _ in made.values()], job, job.folder) if made else []
     if made and not any(run.history for run in runs):
-        raise UserInputError(f"no validation was run, so there is no {job.monitor!r}. Give validation data.")
+        raise UserInputError(f"no validation was run, so there is no {job.shared.monitor!r}. Give validation data.")
     for (i, (trial, model)), run in zip(made.items(), runs, strict=True):
-        results[i] = _told(run, job.monitor)
+        results[i] = _told(run, job.shared.monitor)
         _write(trial, model, run)
     return [results[i] for i in range(len(job.trials))]
 
@@ -132,11 +153,11 @@ def _fit(
     runs = fit_stacked(
         models,
         data,
-        monitor=job.monitor,
-        mode=job.mode,
+        monitor=job.shared.monitor,
+        mode=job.shared.mode,
         callbacks=[_callbacks(trial) for trial in trials],
-        trainer=job.trainer,
-        watchers=[ExactResume(), _Keep(last), _Note(job.folder / "progress.json", job.mode)],
+        trainer=job.shared.trainer,
+        watchers=[ExactResume(), _Keep(last), _Note(job.folder / "progress.json", job.shared.mode)],
         ckpt_path=last if last.exists() else None,
     )
     last.unlink(missing_ok=True)
@@ -178,18 +199,18 @@ def _write(trial: Job, model: LightningModule, run: StackedRun) -> None:
 
 def _cross_validate(job: StackJob, folds: int) -> list[dict[str, Any]]:
     """Train the stack once per fold; a trial's value is the mean over the folds of its final weights' values."""
-    data = made_data(job)
+    data = made_data(job.shared)
     if not isinstance(data, SplitDataModule):
         raise UserInputError(f"folds need a DataModule of this package, which knows its rows, but got {data!r}.")
     results: list[list[dict[str, Any]]] = [[] for _ in job.trials]
-    for i, fold in enumerate(data.folds(folds, seed=job.seed)):
+    for i, fold in enumerate(data.folds(folds, seed=job.shared.seed)):
         done = job.folder / f"fold-{i}.json"
         if not done.exists():
-            with isolated_rng(seed=derive_seed(job.seed, "fold", i)):
+            with isolated_rng(seed=derive_seed(job.shared.seed, "fold", i)):
                 write_json(done, _fold(job, data.with_split(train=fold.train, val=fold.val), i))
         for mine, result in zip(results, json.loads(done.read_text(encoding="utf-8")), strict=True):
             mine.append(result)
-    return [_mean(mine, job.monitor) for mine in results]
+    return [_mean(mine, job.shared.monitor) for mine in results]
 
 
 def _mean(results: list[dict[str, Any]], monitor: str) -> dict[str, Any]:
@@ -214,8 +235,8 @@ def _fold(job: StackJob, data: SplitDataModule[Any], number: int) -> list[dict[s
 
 def _validated(model: LightningModule, data: SplitDataModule[Any], job: StackJob) -> float:
     options = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    trainer = Trainer(**{**options, **job.trainer, "logger": False})
-    return float(trainer.validate(model, datamodule=data, verbose=False)[0][job.monitor])
+    trainer = Trainer(**{**options, **job.shared.trainer, "logger": False})
+    return float(trainer.validate(model, datamodule=data, verbose=False)[0][job.shared.monitor])
 
 
 class _Keep(Callback):

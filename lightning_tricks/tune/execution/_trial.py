@@ -9,12 +9,12 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import Parameter, signature
 from multiprocessing import parent_process
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -53,6 +53,36 @@ class Job:
         """Do it, in a process of its own."""
         run_job(self)
 
+    def sharing(self, threads: int, gpus: str | None) -> "Job":
+        """Return the job with its share of the machine."""
+        return replace(self, threads=threads, gpus=gpus)
+
+
+class Work(Protocol):
+    """What a training process is given: one training (:class:`Job`), or a stack of them."""
+
+    @property
+    def folder(self) -> Path:
+        """Where its records go."""
+
+    @property
+    def test(self) -> bool:
+        """Whether it tests a model that was trained before."""
+
+    @property
+    def threads(self) -> int:
+        """How many threads it may use."""
+
+    @property
+    def gpus(self) -> str | None:
+        """Numbers of the GPUs that it may see; None for all."""
+
+    def run(self) -> None:
+        """Do it, in a process of its own."""
+
+    def sharing(self, threads: int, gpus: str | None) -> "Work":
+        """Return it with its share of the machine."""
+
 
 def run_job(job: Job) -> None:
     """Run a job and leave ``result.json``."""
@@ -68,7 +98,7 @@ def _result(job: Job) -> dict[str, Any]:
     return _train(job) if job.folds is None else _cross_validate(job, job.folds)
 
 
-def leave_result(job: Job, work: Callable[[], dict[str, Any]]) -> None:
+def leave_result(job: Work, work: Callable[[], dict[str, Any]]) -> None:
     """Print into ``log.txt`` from now on and leave ``result.json``, whatever happens short of the process's death."""
     job.folder.mkdir(parents=True, exist_ok=True)
     log = (job.folder / "log.txt").open("a", encoding="utf-8", buffering=1)
@@ -88,7 +118,7 @@ def leave_result(job: Job, work: Callable[[], dict[str, Any]]) -> None:
     write_json(result_file(job), result)
 
 
-def result_file(job: Job) -> Path:
+def result_file(job: Work) -> Path:
     """Return where a job's result goes."""
     return job.folder / ("test.json" if job.test else "result.json")
 

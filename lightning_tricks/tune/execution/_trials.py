@@ -158,7 +158,7 @@ class SharedTrials:
     def place(self, trial: FrozenTrial) -> tuple[int | None, int | None]:
         """Return a trial's slot and, in a coarse-to-fine search, its round."""
         sampler = self.chosen.sampler
-        slot = trial.system_attrs.get(f"{sampler._prefix}:slot") if isinstance(sampler, SlotSampler) else None
+        slot = trial.system_attrs.get(f"{sampler.prefix}:slot") if isinstance(sampler, SlotSampler) else None
         if slot is None or not isinstance(sampler, CoarseToFineSampler):
             return slot, None
         return slot, sampler.plan.locate(slot).round

@@ -18,7 +18,7 @@ from lightning_tricks.tune.samplers._settings import CoarseToFineSettings
 from lightning_tricks.tune.samplers._slot_table import SlotTable
 from lightning_tricks.tune.samplers._windows import UnitWindow
 
-_PREFIX = f"lightning_tricks:{CoarseToFineSampler._kind}"
+_PREFIX = f"lightning_tricks:{CoarseToFineSampler.kind}"
 # With fewer results, a best near a limit is chance: of three points one in ten lies there on every axis.
 _FEWEST = 16
 # Nearer than this share of the declared range to a limit, a best value says that the range is too small.

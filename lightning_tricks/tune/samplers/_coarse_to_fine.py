@@ -63,7 +63,7 @@ class CoarseToFineSampler(SlotSampler):
         True
     """
 
-    _kind = "coarse_to_fine"
+    kind = "coarse_to_fine"
 
     def __init__(
         self,

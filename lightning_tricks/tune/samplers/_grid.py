@@ -43,7 +43,7 @@ class SlotGridSampler(SlotSampler):
         (6, {'lr': 0.001, 'width': 8})
     """
 
-    _kind = "grid"
+    kind = "grid"
 
     def __init__(
         self,
@@ -111,5 +111,5 @@ class SlotGridSampler(SlotSampler):
     def _failures(self, study: Study, trial: FrozenTrial) -> int:
         """Return how often the trial's point has failed before."""
         table = self._slot_table(study)
-        slot = study._storage.get_trial_system_attrs(trial._trial_id).get(f"{self._prefix}:slot")
+        slot = study._storage.get_trial_system_attrs(trial._trial_id).get(f"{self.prefix}:slot")
         return sum(t.state == TrialState.FAIL and table.slot(t) == slot for t in table.trials)

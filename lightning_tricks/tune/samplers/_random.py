@@ -30,7 +30,7 @@ class SlotRandomSampler(SlotSampler):
         3
     """
 
-    _kind = "random"
+    kind = "random"
 
     def __init__(self, *, seed: int | None = None, retries: int = 0, grace: float = 120.0) -> None:
         super().__init__(seed=seed, retries=retries, grace=grace)

@@ -32,7 +32,7 @@ class SlotSampler(BaseSampler):
             machine its process is looked up.
     """
 
-    _kind: str
+    kind: str
 
     def __init__(self, *, seed: int | None, retries: int, grace: float) -> None:
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
@@ -100,7 +100,7 @@ class SlotSampler(BaseSampler):
         """Return the value of a parameter at the trial's slot, or of an external trial that leaves it open."""
         self._check_one_objective(study)
         attrs = study._storage.get_trial_system_attrs(trial._trial_id)
-        slot = attrs.get(f"{self._prefix}:slot")
+        slot = attrs.get(f"{self.prefix}:slot")
         if slot is None:
             return self._external_value(study, trial, param_name, param_distribution)
         return self._value(study, trial, slot, param_name, param_distribution)
@@ -136,15 +136,16 @@ class SlotSampler(BaseSampler):
     # Slots.
 
     @property
-    def _prefix(self) -> str:
-        return f"lightning_tricks:{self._kind}"
+    def prefix(self) -> str:
+        """The beginning of the names of this sampler's attributes in the study."""
+        return f"lightning_tricks:{self.kind}"
 
     def _seed(self, study: Study) -> int:
         return derive_seed("study", study.study_name) if self.seed is None else self.seed
 
     def _slot_table(self, study: Study) -> SlotTable:
         trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
-        return SlotTable(trials, self._prefix, self.retries)
+        return SlotTable(trials, self.prefix, self.retries)
 
     def _settle(self, study: Study, trial: FrozenTrial) -> None:
         pause = 0.01
@@ -180,14 +181,14 @@ class SlotSampler(BaseSampler):
 
     def give_back(self, study: Study, trial: FrozenTrial) -> bool:
         """Free the slot of a trial that this process will not finish; tell whether it had one."""
-        if attribute(trial, self._prefix, "slot") is None:
+        if attribute(trial, self.prefix, "slot") is None:
             return False
         self._end(trial)
         return self._fail(study, trial, "moved")
 
     def take_for_dead(self, study: Study, trial: FrozenTrial) -> bool:
         """Free the slot of a trial whose worker is known to be dead; tell whether it had one."""
-        return attribute(trial, self._prefix, "slot") is not None and self._fail(study, trial)
+        return attribute(trial, self.prefix, "slot") is not None and self._fail(study, trial)
 
     def _repair(self, study: Study, me: FrozenTrial | None) -> bool:
         storage = study._storage
@@ -197,7 +198,7 @@ class SlotSampler(BaseSampler):
         for trial in storage.get_all_trials(study._study_id, deepcopy=False):
             if me is not None and trial.number == me.number:
                 continue
-            if trial.state == TrialState.WAITING and attribute(trial, self._prefix, "slot") is not None:
+            if trial.state == TrialState.WAITING and attribute(trial, self.prefix, "slot") is not None:
                 # Another repair put it into the queue, but whoever waits for a round never looks there.
                 found |= storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING) and self._fail(
                     study, trial, "moved"
@@ -207,11 +208,11 @@ class SlotSampler(BaseSampler):
         return found
 
     def _is_dead(self, trial: FrozenTrial) -> bool:
-        worker = attribute(trial, self._prefix, "worker") or {}
+        worker = attribute(trial, self.prefix, "worker") or {}
         if worker.get("trial") != trial.number:  # just begun, perhaps with attributes of the trial that it repeats
             begun_by_another_sampler = bool(trial.params)
             return not begun_by_another_sampler and self._watch.is_stale(trial.number, None, patience=10)
-        return self._watch.is_dead(trial.number, worker, attribute(trial, self._prefix, "pulse"))
+        return self._watch.is_dead(trial.number, worker, attribute(trial, self.prefix, "pulse"))
 
     def _fail(self, study: Study, trial: FrozenTrial, mark: str = "died") -> bool:
         """Fail a trial that nobody works on; put an enqueued one back into the queue."""
@@ -237,14 +238,14 @@ class SlotSampler(BaseSampler):
     # The study's notes.
 
     def _set(self, study: Study, trial: FrozenTrial, name: str, value: Any) -> None:
-        study._storage.set_trial_system_attr(trial._trial_id, f"{self._prefix}:{name}", value)
+        study._storage.set_trial_system_attr(trial._trial_id, f"{self.prefix}:{name}", value)
 
     def _check_settings(self, study: Study) -> None:
         """Note the settings in a new study; refuse to go on with other ones, which would mean other points."""
         mine = {**self._settings(), "seed": self._seed(study)}
-        noted = study._storage.get_study_system_attrs(study._study_id).get(self._prefix)
+        noted = study._storage.get_study_system_attrs(study._study_id).get(self.prefix)
         if noted is None:
-            study._storage.set_study_system_attr(study._study_id, self._prefix, mine)
+            study._storage.set_study_system_attr(study._study_id, self.prefix, mine)
             return
         noted, mine = _as_json(noted), _as_json(mine)  # which makes lists of tuples, in some storages
         if noted != mine:
