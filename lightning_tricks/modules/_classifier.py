@@ -207,6 +207,11 @@ def _confusion(task: str, num_classes: int) -> Metric | None:
 def _check_sizes(
     task: str, num_classes: int, class_weights: Sequence[float] | None, top_k: int, class_names: Sequence[str] | None
 ) -> None:
+    if isinstance(class_weights, str):
+        raise UserInputError(
+            f"class_weights must be one positive number per class, but got {class_weights!r}. To balance, give "
+            "n / (num_classes * n_c) of each class c, n_c of the n training samples being of it."
+        )
     check_range("num_classes", num_classes, low=1 if task == "multilabel" else 2)
     if task == "binary" and num_classes != 2:
         raise UserInputError(f"a binary classifier has num_classes=2, but got {num_classes}; use task='multiclass'.")

@@ -337,3 +337,9 @@ def test_a_compiled_step_leaves_metrics_to_python():
     with torch.no_grad():
         torch.compile(model._step, backend="eager")((torch.randn(4, 4), labels), 0, "val")
     assert model.val_metrics["acc"].tp.item() + model.val_metrics["acc"].fn.item() == 4
+
+
+@pytest.mark.parametrize("classes", [3, 8])  # a word of eight letters is no list of eight weights
+def test_class_weights_as_a_word_are_refused(classes):
+    with pytest.raises(UserInputError, match=r"one positive number per class, but got 'balanced'.*num_classes \* n_c"):
+        Classifier(MLP(4, classes), classes, class_weights="balanced")
