@@ -1,5 +1,6 @@
 """Everything that can be known before the first step."""
 
+import math
 import platform
 import warnings
 from collections.abc import Callable, Sequence
@@ -60,10 +61,7 @@ def check(
         True
     """
     check_choice("budget", budget, ("quick", "full"))
-    if not isinstance(model, LightningModule):
-        raise UserInputError(
-            f"check needs a LightningModule, but got {type(model).__name__}. Wrap it: Classifier(net)."
-        )
+    _require_module(model)
     require_sizes(model, "check")
     train, val = _loaders(data)
     stub = trainer if trainer is not None else _quiet_trainer()
@@ -76,7 +74,33 @@ def check(
     return Report(findings, {**facts, "python": platform.python_version(), "model": type(model).__name__})
 
 
+def _require_module(model: object) -> None:
+    if not isinstance(model, LightningModule):
+        if any(kind.__module__.split(".")[0] == "pytorch_lightning" for kind in type(model).__mro__):
+            raise UserInputError(
+                f"check needs a LightningModule of the package 'lightning', but {type(model).__name__} is one of the "
+                "separate package 'pytorch_lightning', which knows other classes by the same names. Write `import "
+                "lightning.pytorch as pl` instead of `import pytorch_lightning as pl`; the code below it can stay."
+            )
+        raise UserInputError(
+            f"check needs a LightningModule, but got {type(model).__name__}. Wrap it: Classifier(net)."
+        )
+
+
 _STEP_FAILS = "step-fails"
+# Checks whose findings bear the name of another rule: filters go by the rule.
+_RULE_OF = {
+    "activation-scale of weights": "activation-scale",
+    "no-update of frozen layers": "no-update",
+    "train-eval-mismatch of modes": "train-eval-mismatch",
+    "train-eval-mismatch of statistics": "train-eval-mismatch",
+    "train-eval-mismatch of dropout": "train-eval-mismatch",
+    "inputs": "input-scale",
+    "hidden parameters": "params-not-optimized",
+    "negated loss": "cannot-overfit",
+    "bounded outputs": "output-activation",
+    "broadcast loss": "batch-mixing",
+}
 # What a wrong shape, dtype or index raises. Others may be the doing of the trial: it has no running Trainer.
 _OF_THE_MODEL = (RuntimeError, ValueError, IndexError)
 
@@ -134,10 +158,10 @@ def _running_rules(probe: Probe) -> dict[str, Callable[[], list[Finding]]]:
         "params-not-optimized": lambda: of_parameters.params_not_optimized(*_with_optimizers(probe)),
         "decay-on-bias-or-norm": lambda: of_parameters.decay_on_bias_or_norm(*_with_optimizers(probe)),
         "zero-init": lambda: of_parameters.zero_init(probe.model, first().gradients),
-        "loss-at-init": lambda: with_call(lambda call: of_outputs.loss_at_init(call, first().loss)),
+        "loss-at-init": lambda: _loss_at_init(probe),
         "output-bias": lambda: _output_bias(probe),
         "output-activation": lambda: with_call(of_outputs.output_activation),
-        "vanishing-gradient": lambda: of_parameters.vanishing_or_exploding(first().gradients),
+        "vanishing-gradient": lambda: _gradients(probe),
         "activation-scale": lambda: of_layers.activation_scale(first().layers),
         "dropout-before-batchnorm": lambda: of_layers.dropout_before_batchnorm(first().layers),
         "no-update": lambda: _no_update(probe),
@@ -166,7 +190,15 @@ def run_rules(rules: dict[str, Callable[[], list[Finding]]], *, progress: bool) 
             findings.append(Finding(_STEP_FAILS, "error", "training_step", f"a training step raises {line}", cure))
         else:
             what = f"{len(names)} rules could not run ({', '.join(names)}): {line}"
-            findings.append(Finding(names[0], "info", "preflight", what, "If training runs without this, ignore it."))
+            findings.append(
+                Finding(
+                    _RULE_OF.get(names[0], names[0]),
+                    "info",
+                    "preflight",
+                    what,
+                    "If training runs without this, ignore it.",
+                )
+            )
     return list(dict.fromkeys(findings))
 
 
@@ -212,7 +244,16 @@ def _class_labels(probe: Probe, calls: Sequence[LossCall]) -> Tensor:
     return torch.zeros(0)  # pairs, tokens and the like: none of the dataset's classes
 
 
+def _loss_at_init(probe: Probe) -> list[Finding]:
+    calls, loss = probe.first.calls, probe.first.loss
+    if not calls or (len(calls) > 1 and math.isfinite(loss)):  # several tasks: no one target tells what to expect
+        return []
+    return of_outputs.loss_at_init(calls[-1], loss)
+
+
 def _output_bias(probe: Probe) -> list[Finding]:
+    if len(probe.first.calls) != 1:  # several tasks: which output is biased towards what is not known
+        return []
     call = probe.loss_call_of(probe.fresh(), probe.collate(probe.samples))  # one batch holds too few of each class
     return [] if call is None else of_outputs.output_bias(call)
 
@@ -228,6 +269,13 @@ def _no_update(probe: Probe) -> list[Finding]:
         step = probe.run_steps(probe.fresh(), probe.batch, 3)
         findings = of_parameters.no_update(step.before, step.after, step.trained, step.gradients)
     return findings
+
+
+def _gradients(probe: Probe) -> list[Finding]:
+    """Judge the first gradients; behind a branch that begins at nothing they are small, as they should be."""
+    found = of_parameters.vanishing_or_exploding(probe.first.gradients)
+    quiet = of_parameters.has_quiet_branches(probe.model)
+    return [finding for finding in found if finding.rule != "vanishing-gradient" or not quiet]
 
 
 def _clipping(probe: Probe) -> list[Finding]:
@@ -265,6 +313,8 @@ def _mixing(probe: Probe) -> list[Finding]:
 
 def _nondeterministic(probe: Probe) -> list[Finding]:
     twin = probe.fresh()
+    if probe.draws_noise(twin):
+        return []
     return of_outputs.nondeterministic_eval(probe.predict(twin, probe.batch), probe.predict(twin, probe.batch))
 
 

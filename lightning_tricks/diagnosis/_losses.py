@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -26,6 +27,12 @@ _LOSSES = {
         "multilabel_soft_margin_loss",
     )
 }
+# Functions with which a step draws noise of its own. Dropout is none of them.
+_DRAWS = (
+    *(torch.randn, torch.randn_like, torch.rand, torch.rand_like, torch.randint, torch.randint_like, torch.randperm),
+    *(torch.normal, torch.bernoulli, torch.multinomial, torch.poisson, Tensor.normal_, Tensor.uniform_),
+    *(Tensor.bernoulli_, Tensor.bernoulli, Tensor.multinomial, Tensor.exponential_, F.gumbel_softmax),
+)
 # Operations that only move values: what made the prediction lies behind them.
 _MOVES = (
     "Squeeze",
@@ -126,6 +133,7 @@ class LossSpy(TorchFunctionMode):
     def __init__(self, *, keep_graph: bool = False) -> None:
         super().__init__()
         self.calls: list[LossCall] = []
+        self.draws_noise = False
         self._keep_graph = keep_graph
 
     def __torch_function__(
@@ -137,6 +145,7 @@ class LossSpy(TorchFunctionMode):
     ) -> Any:
         kwargs = dict(kwargs or {})
         name = _LOSSES.get(func)
+        self.draws_noise |= func in _DRAWS
         if name is not None:
             given = dict(zip(("input", "target"), args, strict=False)) | kwargs
             prediction, target = given.get("input"), given.get("target")

@@ -13,7 +13,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
@@ -115,8 +115,13 @@ class Probe:
     def optimizers(self, model: LightningModule) -> list[Optimizer]:
         """Return the optimizers that a copy configures, at their full rates: a warm-up may begin at 0."""
         optimizers = optimizers_in(model.configure_optimizers())
+        twins = dict(model.named_parameters(remove_duplicate=False))
+        own = {id(p): twins[n] for n, p in self.model.named_parameters(remove_duplicate=False) if n in twins}
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = max(group["lr"], group.get("initial_lr", group["lr"]))
+            # trainer.model and whatever a function had bound name the model itself, not its copy
+            group["params"] = [own.get(id(p), p) for p in group["params"]]
+            if group.get("lr") is not None:
+                group["lr"] = max(group["lr"], group.get("initial_lr", group["lr"]))
         return optimizers
 
     def run_steps(
@@ -133,7 +138,8 @@ class Probe:
         """
         optimizers = self.optimizers(model)
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = group["lr"] * lr_factor
+            if group.get("lr") is not None:
+                group["lr"] = group["lr"] * lr_factor
         owned = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         step = Step()
@@ -183,7 +189,8 @@ class Probe:
 
         def keep(module: object, inputs: object, output: Any) -> None:
             first = output[0] if isinstance(output, (tuple, list)) and output else output
-            if isinstance(first, Tensor) and first.is_floating_point():
+            is_rows = isinstance(first, Tensor) and first.is_floating_point() and first.ndim > 0
+            if is_rows and not isinstance(module, nn.modules.loss._Loss):  # a loss object is no prediction
                 outputs.append(first)
 
         handles = [module.register_forward_hook(keep) for module in (model, *model.children())]
@@ -205,6 +212,15 @@ class Probe:
         with torch.no_grad(), self._precision(), LossSpy() as spy:
             step_of(model, batch)
         return spy.calls[-1] if spy.calls else None
+
+    @torch.no_grad()
+    def draws_noise(self, model: LightningModule) -> bool:
+        """Whether a training step draws noise of its own in evaluation mode, as those of VAEs and diffusion do."""
+        model.eval()
+        with self._precision(), LossSpy() as spy:
+            step_of(model, self.batch)
+        drawn: bool = spy.draws_noise
+        return drawn
 
     def keeps_gradients(self) -> bool:
         """Tell whether ``optimizer_zero_grad`` never clears the gradients, in 16 batches."""

@@ -192,7 +192,7 @@ def activation_scale(calls: Sequence[LayerCall]) -> list[Finding]:
         :-1
     ]  # the outputs have rules of their own
     for call in weighted:
-        if 1e-4 <= call.std <= 1e4:
+        if 1e-4 <= call.std <= 1e4 or call.std == 0.0:  # nothing at all is a branch that begins at zero on purpose
             continue
         word = "fade" if call.std < 1e-4 else "grow"
         what = f"activations {word} to a standard deviation of {call.std:.1e} (first layer: {weighted[0].std:.1e})"
@@ -202,7 +202,7 @@ def activation_scale(calls: Sequence[LayerCall]) -> list[Finding]:
 
 
 def dropout_before_batchnorm(calls: Sequence[LayerCall]) -> list[Finding]:
-    """Find a dropout whose output a batch norm normalises, directly or through one weighted layer.
+    """Find a dropout whose output a batch norm normalises directly.
 
     Batch norm learns the variance with dropout and meets another one without (Li et al. 2019, "Understanding the
     disharmony between dropout and batch normalization by variance shift").
@@ -213,9 +213,8 @@ def dropout_before_batchnorm(calls: Sequence[LayerCall]) -> list[Finding]:
             dropout, between = call.name, 0
         elif isinstance(call.module, _WEIGHTED):
             between += 1
-        elif isinstance(call.module, nn.modules.batchnorm._BatchNorm) and dropout is not None and between <= 1:
+        elif isinstance(call.module, nn.modules.batchnorm._BatchNorm) and dropout is not None and between == 0:
             what = f"it comes before the batch norm {call.name}, whose variance it changes in training only"
             cure = "Put dropout after the last batch norm, or use LayerNorm."
-            severity = "warning" if between == 0 else "info"
-            return [Finding("dropout-before-batchnorm", severity, dropout, what, cure)]  # type: ignore[arg-type]
+            return [Finding("dropout-before-batchnorm", "warning", dropout, what, cure)]
     return []

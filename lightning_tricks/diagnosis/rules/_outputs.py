@@ -200,7 +200,7 @@ def batch_mixing(before: Tensor, after: Tensor, batch_size: int) -> list[Finding
         >>> batch_mixing(x, torch.cat([x[1:2], x[1:]]), 4), batch_mixing(x, x + 1, 4)[0].severity
         ([], 'error')
     """
-    if batch_size < 2 or before.shape != after.shape or before.shape[0] != batch_size:
+    if batch_size < 2 or before.shape != after.shape or before.shape[:1] != (batch_size,):
         return []
     moved = (before - after).abs().flatten(1).amax(dim=1)[1:] if before.ndim > 1 else (before - after).abs()[1:]
     size = before.abs().max().item() + 1e-12

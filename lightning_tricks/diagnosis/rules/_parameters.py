@@ -172,15 +172,35 @@ def symmetric_init(model: nn.Module) -> list[Finding]:
 
 
 def bias_not_zero(model: nn.Module) -> list[Finding]:
-    """Note biases that do not begin at zero, as the course advises; PyTorch's default draws them."""
-    found = {
-        name: p for name, p in model.named_parameters() if name.split(".")[-1] == "bias" and p.requires_grad and p.any()
-    }
+    """Note biases that begin neither at zero, as the course advises, nor as PyTorch's default draws them.
+
+    Example:
+        >>> layer = nn.Linear(4, 2)
+        >>> bias_not_zero(layer)
+        []
+        >>> _ = nn.init.constant_(layer.bias, 0.6)
+        >>> bias_not_zero(layer)[0].rule
+        'bias-not-zero'
+    """
+    found = {}
+    for name, module in model.named_modules():
+        bias, weight = getattr(module, "bias", None), getattr(module, "weight", None)
+        if isinstance(bias, Parameter) and bias.requires_grad and bias.any() and not _is_default_bias(bias, weight):
+            found[f"{name}.bias".removeprefix(".")] = bias
     if not found:
         return []
     largest = max(p.detach().abs().max().item() for p in found.values())
     what = f"{len(found)} biases do not begin at 0 (largest {largest:.2g})"
     return [Finding("bias-not-zero", "info", _names(found), what, "Use init_weights(model), which sets biases to 0.")]
+
+
+def _is_default_bias(bias: Tensor, weight: object) -> bool:
+    """Whether a bias lies within one over the root of the fan-in, as Linear and convolutions draw theirs."""
+    if not isinstance(weight, Tensor) or weight.ndim < 2:
+        return False
+    # transposed convolutions count their fan-in along the other axis
+    fan_in = min(weight[0].numel(), weight[:, 0].numel())
+    return bool(bias.detach().abs().max() <= 1.0001 / math.sqrt(fan_in))
 
 
 def vanishing_or_exploding(gradients: Mapping[str, Tensor]) -> list[Finding]:
@@ -207,6 +227,25 @@ def vanishing_or_exploding(gradients: Mapping[str, Tensor]) -> list[Finding]:
         cure = "Use init_weights, normalisation layers, or gradient_clip_val in the Trainer."
         return [Finding("exploding-gradient", "warning", first, what, cure)]
     return []
+
+
+def has_quiet_branches(model: nn.Module) -> bool:
+    """Whether branches begin at or near zero on purpose (LoRA, zero-last-norm, LayerScale, ControlNet, adapters).
+
+    Such a branch has a trained tensor, not a bias, that is constant and below 0.01, beside others that are not. What
+    is behind it gets next to no gradient in the first step, and a healthy one later.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        >>> has_quiet_branches(net)
+        False
+        >>> _ = nn.init.zeros_(net[1].weight)
+        >>> has_quiet_branches(net)
+        True
+    """
+    trained = [p.detach() for n, p in model.named_parameters() if p.requires_grad and p.numel() and "bias" not in n]
+    quiet = [p for p in trained if p.abs().max() < 0.01 and bool((p == p.flatten()[0]).all())]
+    return 0 < len(quiet) < len(trained)
 
 
 def no_update(
