@@ -26,7 +26,11 @@ def add_penalty_gradient(weights: Sequence[Tensor], gradients: Sequence[Tensor],
         _add_in_pieces(weights, gradients, l1, l2)
         return
     if l1:
-        torch._foreach_add_(list(gradients), torch._foreach_sign(list(weights)), alpha=l1)
+        if any(weight.is_complex() for weight in weights):
+            signs = [weight.sgn() for weight in weights]
+        else:
+            signs = list(torch._foreach_sign(list(weights)))
+        torch._foreach_add_(list(gradients), signs, alpha=l1)
     if l2:
         torch._foreach_add_(list(gradients), list(weights), alpha=2 * l2)
 
@@ -34,7 +38,9 @@ def add_penalty_gradient(weights: Sequence[Tensor], gradients: Sequence[Tensor],
 def _add_in_pieces(weights: Sequence[Tensor], gradients: Sequence[Tensor], l1: float, l2: float) -> None:
     buffers: dict[torch.dtype, Tensor] = {}
     for weight, gradient in _pieces(weights, gradients):
-        if weight.ndim == 1 and weight.numel() <= _PIECE:
+        if weight.is_complex():
+            gradient.add_(weight.sgn(), alpha=l1)
+        elif weight.ndim == 1 and weight.numel() <= _PIECE:
             buffer = buffers.setdefault(weight.dtype, weight.new_empty(_PIECE))[: weight.numel()]
             gradient.add_(torch.sign(weight, out=buffer), alpha=l1)
         else:
@@ -62,7 +68,7 @@ def penalty_sums(parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """
     totals: list[Tensor] = []
     for group in _same_sharding(parameters):
-        shards = [local(p) for p in group]
+        shards = [local(p).abs() if p.is_complex() else local(p) for p in group]
         absolute = torch.stack(torch._foreach_norm(shards, 1, dtype=torch.float32)).sum()
         square = torch.stack(torch._foreach_norm(shards, 2, dtype=torch.float32)).square().sum()
         total = torch.stack([absolute, square])
@@ -101,6 +107,9 @@ def soft_threshold(weight: Tensor, threshold: float) -> None:
         >>> weight
         tensor([ 0.7500, -0.0500,  0.0000])
     """
+    if weight.is_complex():
+        weight.copy_(weight.sgn() * (weight.abs() - threshold).clamp(min=0))
+        return
     weight.copy_(torch.nn.functional.softshrink(weight, threshold))
 
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_tricks import WeightPenalty
 from lightning_tricks._base import UserInputError
-from lightning_tricks.callbacks._penalty import _PIECE, add_penalty_gradient, limit_rows, penalty_sums
+from lightning_tricks.callbacks._penalty import _PIECE, add_penalty_gradient, limit_rows, penalty_sums, soft_threshold
 
 L1, L2 = 0.01, 0.03
 
@@ -323,3 +323,15 @@ def test_gradient_equals_autograd(sizes, l1, l2, transposed):
 def test_bad_input_gets_a_sentence(make, message):
     with pytest.raises(UserInputError, match=message):
         make()
+
+
+def test_complex_weights_are_penalised_by_their_magnitude():
+    weight = torch.tensor([[3 + 4j, 0j]], requires_grad=True)
+    (0.5 * weight.abs().sum() + 2.0 * weight.abs().square().sum()).backward()
+    gradient = torch.zeros(1, 2, dtype=torch.complex64)
+    add_penalty_gradient([weight.detach()], [gradient], 0.5, 2.0)
+    torch.testing.assert_close(gradient, weight.grad)
+    assert [float(total) for total in penalty_sums([weight])] == pytest.approx([5.0, 25.0])
+    shrunk = weight.detach().clone()
+    soft_threshold(shrunk, 1.0)
+    torch.testing.assert_close(shrunk, torch.tensor([[2.4 + 3.2j, 0j]]))
