@@ -813,3 +813,38 @@ def test_distance_of_two_outputs():
     assert distance(one, (torch.tensor([2.0, torch.nan]), torch.empty(0))) == 1
     assert distance(one, (torch.tensor([1.0, 0.0]), torch.empty(0))) == float("inf")
     assert distance(one, (torch.tensor([1.0]), torch.empty(0))) == float("inf")
+
+
+class NamedOnly(nn.Module):
+    """Takes its inputs by name only, one of them called as an option of `mc_forward` is."""
+
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, **batch):
+        """Return the masked inputs, dropped out, times what came as ``p``."""
+        return self.drop(batch["input_ids"] * batch["attention_mask"]) * batch.get("p", 1.0)
+
+
+def test_inputs_are_given_by_name():
+    """``**batch`` gives the samples that ``kwargs=batch`` gives; ``kwargs`` also reaches names of options."""
+    batch = {"input_ids": torch.ones(3, 8), "attention_mask": torch.ones(3, 8)}
+    options = {"samples": 4, "seed": 0}
+    named = mc_forward(NamedOnly(), **options, **batch)
+    assert torch.equal(named, mc_forward(NamedOnly(), **options, kwargs=batch))
+    doubled = mc_forward(NamedOnly(), **options, **batch, kwargs={"p": 2.0})
+    assert named.shape == (4, 3, 8)
+    assert torch.equal(doubled, 2 * named)
+
+
+def test_an_input_given_twice_is_refused():
+    """Neither of two values for one input wins silently."""
+    with pytest.raises(UserInputError, match="'attention_mask' is both in kwargs and named"):
+        mc_forward(
+            NamedOnly(),
+            samples=4,
+            input_ids=torch.ones(3, 8),
+            attention_mask=torch.ones(3, 8),
+            kwargs={"attention_mask": torch.ones(3, 8)},
+        )

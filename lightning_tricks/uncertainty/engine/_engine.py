@@ -253,6 +253,7 @@ def mc_forward(
     output: Callable[[Any], Any] | None = None,
     rows: Sequence[int] | Tensor | None = None,
     kwargs: Mapping[str, Any] | None = None,
+    **named_inputs: Any,
 ) -> Any:
     """Draw samples of a net's output with its dropout on, and everything else as in evaluation.
 
@@ -278,14 +279,15 @@ def mc_forward(
         output: picks what to sample out of what the model returns.
         rows: a key for each row, such as its index in the dataset: with it, a row's independent masks do not depend
             on the batch that it comes in. Its position in the batch if not given.
-        kwargs: named inputs of the model.
+        kwargs: named inputs of the model, for names that are options here too (``p``, ``layers``, ...).
+        **named_inputs: any other named inputs of the model, such as ``input_ids=...`` or ``**batch``.
 
     Returns:
         Samples ``(S, B, ...)``; a dict or tuple of such if the model returns one.
 
     Raises:
         UserInputError: if nothing in the net is random, if all samples are equal, for options out of range, or if
-            ``chunk_size`` cuts an output without rows on its first axis.
+            ``chunk_size`` cuts an output without rows on its first axis, or if an input is given twice.
 
     Example:
         >>> import torch
@@ -297,6 +299,11 @@ def mc_forward(
     Reference:
         Gal & Ghahramani, "Dropout as a Bayesian approximation", ICML 2016.
     """
+    twice = sorted(set(kwargs or {}) & set(named_inputs))
+    if twice:
+        raise UserInputError(
+            f"each input of the model must be given once, but {twice[0]!r} is both in kwargs and named. Leave one out."
+        )
     run = MCEngine(
         model,
         samples=samples,
@@ -309,7 +316,7 @@ def mc_forward(
         engine=engine,
         output=output,
     )
-    return run(*inputs, rows=rows, kwargs=kwargs)
+    return run(*inputs, rows=rows, kwargs={**(kwargs or {}), **named_inputs})
 
 
 def _batch_size(inputs: Any, kwargs: Any) -> int | None:
