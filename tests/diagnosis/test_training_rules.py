@@ -153,7 +153,7 @@ def test_a_loss_that_does_not_fall():
 
 
 def test_a_short_run_is_judged_at_its_end():
-    assert watched(flat(75), guess=LN10)["not-learning"] == ("error", 75)
+    assert watched(flat(75), guess=LN10)["not-learning"] == ("warning", 75)
     assert watched(flat(50), guess=LN10) == {}
 
 
@@ -479,3 +479,11 @@ def test_guessing_is_not_known_for_a_loss_of_several_parts_or_with_weights():
     assert value_of(lambda out, y: F.cross_entropy(out, y) + 1) is None
     assert value_of(lambda out, y: F.cross_entropy(out, y, weight=torch.tensor([1.0, 2.0]))) is None
     assert value_of(lambda out, y: F.cross_entropy(out, y) + F.mse_loss(out[:, 0], y.float())) is None
+
+
+def test_a_short_run_is_never_an_error_for_not_learning():
+    faint = records(16, gradients=(1e-9, 1e-9, 1e-3))
+    short = watched(flat(96 - 96 % 25), guess=LN10, norms=faint)  # 75 steps
+    assert short["not-learning"][0] == "warning"
+    assert short["vanishing-gradient"][0] == "warning"
+    assert watched(flat(400), guess=LN10)["not-learning"][0] == "error"

@@ -77,7 +77,14 @@ def vanishing_gradient(evidence: Evidence, t: Thresholds) -> Finding | None:
     )
     if all(r.total_gradient < t.vanishing_total for r in recent):
         what = f"the norm of the whole gradient is {recent[-1].total_gradient:.2g}, and {_why(evidence)}"
-        return _finding("vanishing-gradient", _severity(evidence), "gradient", what, cure, evidence)
+        return _finding(
+            "vanishing-gradient",
+            _severity(evidence) if evidence.step >= t.min_steps else "warning",
+            "gradient",
+            what,
+            cure,
+            evidence,
+        )
     faint = [_faint(record, t) for record in recent]
     names = [name for name in faint[-1] if all(name in others for others in faint[:-1])]
     if not names:
@@ -87,7 +94,14 @@ def vanishing_gradient(evidence: Evidence, t: Thresholds) -> Finding | None:
         f"the gradient of {_count(names, 'layer')} ({_list(names)}) is {faint[-1][names[0]] / largest:.1g} of the "
         f"largest layer's, and {_why(evidence)}"
     )
-    return _finding("vanishing-gradient", _severity(evidence), names[0], what, cure, evidence)
+    return _finding(
+        "vanishing-gradient",
+        _severity(evidence) if evidence.step >= t.min_steps else "warning",
+        names[0],
+        what,
+        cure,
+        evidence,
+    )
 
 
 def _faint(record: NormRecord, t: Thresholds) -> dict[str, float]:
@@ -137,7 +151,8 @@ def not_learning(evidence: Evidence, t: Thresholds) -> Finding | None:
     symptom = evidence.symptom
     if not (symptom.stuck or symptom.barely) or symptom.rising:
         return None
-    severity: Severity = "error" if symptom.stuck and symptom.certain else "warning"
+    long_enough = evidence.step >= t.min_steps  # before, it is too short to tell
+    severity: Severity = "error" if symptom.stuck and symptom.certain and long_enough else "warning"
     what = f"after {evidence.step} steps {symptom}"
     cure = (
         "Try to overfit 16 samples first (check(model, data, budget='full')): look whether inputs and labels belong "
