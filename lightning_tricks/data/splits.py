@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_tricks._base import UserInputError, check_range
+from lightning_tricks.data._times import sortable_times
 
 FINEST = 20  # folds for a share that is not 1/k: more take longer, and hold fewer groups each
 Values = Sequence[Any] | npt.NDArray[Any]
@@ -51,8 +52,9 @@ def holdout(
         fractions: share of each part, each in (0, 1], summing to 1.
         stratify: one class per row; every part then holds the classes in about the same proportion.
         groups: one group per row (patient, document, ...); no group is in two parts. Fractions then hold only about.
-        time: one sortable value per row; the first part is the oldest, the last the newest. Rows of equal time stay
-            together. Excludes ``stratify`` and ``groups``.
+        time: one time per row: numbers, dates, or text that reads as one of them (ISO, or one format of day, month
+            and year); the first part is the oldest, the last the newest. Rows of equal time stay together. Excludes
+            ``stratify`` and ``groups``.
         seed: of the shuffling. Rows are always shuffled, except by ``time``.
 
     Returns:
@@ -73,7 +75,7 @@ def holdout(
     if time is not None:
         if stratify is not None or groups is not None:
             raise UserInputError("time order excludes stratify and groups, but got both. Give one of them.")
-        return _by_time(np.asarray(time), shares)
+        return _by_time(sortable_times(time), shares)
     if stratify is not None:
         _check_class_sizes(stratify, len(shares), "parts")
     parts: list[list[int]] = []
@@ -163,8 +165,8 @@ def time_series(
     Args:
         n: number of rows.
         k: number of folds, at least 2; the oldest ``1/(k+1)`` of the rows is only ever trained on.
-        time: one sortable value per row; row order if not given. Rows as old as the first of a validation block are
-            left out of the fold's training part.
+        time: one time per row, as for :func:`holdout`; row order if not given. Rows as old as the first of a
+            validation block are left out of the fold's training part.
         gap: rows left out between those before the validation block's first time and validation, at least 0.
         window: greatest number of training rows (the newest before the gap), at least 1; all of the past if not given.
 
@@ -187,8 +189,9 @@ def time_series(
     if window is not None:
         check_range("window", window, low=1)
     _check_columns(n, time=time)
-    order = np.arange(n) if time is None else np.argsort(np.asarray(time), kind="stable")
-    times = order if time is None else np.asarray(time)[order]
+    moments = np.arange(n) if time is None else sortable_times(time)
+    order = np.argsort(moments, kind="stable")
+    times = moments[order]
     blocks = [val for _, val in TimeSeriesSplit(k).split(order)] if n > k else []
     ends = [int(np.searchsorted(times, times[val[0]])) - gap for val in blocks]  # first row of that time, less the gap
     if not ends or ends[0] < 1:
@@ -300,6 +303,21 @@ def _check_columns(n: int, **columns: Values | None) -> None:
     for name, column in columns.items():
         if column is not None and len(column) != n:
             raise UserInputError(f"{name} needs one value per row: {n} rows, but got {len(column)} values.")
+        if column is not None and name != "time":  # for times see `sortable_times`
+            _check_known(name, column)
+
+
+def _check_known(name: str, column: Values) -> None:
+    values = np.asarray(column)
+    if values.ndim == 1 and values.dtype.kind == "f":
+        missing = np.isnan(values)
+    else:
+        missing = np.array([value is None or bool(np.any(value != value)) for value in values], dtype=bool)
+    if missing.any():
+        raise UserInputError(
+            f"{name} needs a value for every row, but {int(missing.sum())} of {len(values)} are missing (first in row "
+            f"{int(missing.argmax())}). Fill them in or leave these rows out."
+        )
 
 
 def _check_class_sizes(labels: Values, needed: int, what: str) -> None:

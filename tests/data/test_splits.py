@@ -213,7 +213,7 @@ def test_training_rows_are_older_than_the_held_out_block_also_where_times_are_eq
 
 
 def test_rows_of_one_day_are_not_trained_on_for_that_day():
-    assert splits.time_series(9, 2, time=["mon"] * 2 + ["tue"] * 3 + ["wed"] * 4) == [
+    assert splits.time_series(9, 2, time=["2024-01-01"] * 2 + ["2024-01-02"] * 3 + ["2024-01-03"] * 4) == [
         ([0, 1], [3, 4, 5]),
         ([0, 1, 2, 3, 4], [6, 7, 8]),
     ]
