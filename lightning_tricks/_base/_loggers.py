@@ -152,7 +152,7 @@ def _for_each_logger(trainer: Trainer, what: str, write: Callable[[Logger, int],
 
 
 def _gave_up(logger: Logger) -> bool:
-    """Tell whether a W&B logger has no run to write to, and has said so."""
+    """Whether a W&B logger has no run to write to, and has said so."""
     return isinstance(logger, WandbLogger) and getattr(logger, "gave_up", False)
 
 

@@ -78,7 +78,7 @@ def check_monitor_early(trainer: Trainer, monitor: str, *, who: str) -> None:
 
 
 def infer_mode(monitor: str, mode: Literal["auto", "min", "max"] = "auto") -> Literal["min", "max"]:
-    """Tell whether smaller or larger is better, from the words of the name unless said.
+    """Whether smaller or larger is better, from the words of the name unless said.
 
     A name that says nothing is taken for a loss, which the log tells.
 

@@ -11,7 +11,7 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def is_matrix(module: nn.Module, key: str, parameter: Tensor) -> bool:
-    """Tell whether a module's own parameter has two dimensions or more; a lazy one is told by its name.
+    """Whether a module's own parameter has two dimensions or more; a lazy one is told by its name.
 
     Example:
         >>> layer, norm = nn.LazyLinear(3), nn.LazyBatchNorm1d()
@@ -24,7 +24,7 @@ def is_matrix(module: nn.Module, key: str, parameter: Tensor) -> bool:
 
 
 def _is_gain(module: nn.Module, key: str) -> bool:
-    """Tell whether a parameter is a magnitude of weight norm: a weight's dimensions, but one value per unit."""
+    """Whether a parameter is a magnitude of weight norm: a weight's dimensions, but one value per unit."""
     if isinstance(module, ParametrizationList):
         return key == "original0" and any(type(p).__name__ == "_WeightNorm" for p in module)
     hooks = module._forward_pre_hooks.values()

@@ -90,7 +90,7 @@ class ExactResume(Callback):
 
 
 def _validation_is_due(trainer: Trainer) -> bool:
-    """Tell whether a checkpoint at the end of a training batch comes just before a validation."""
+    """Whether a checkpoint at the end of a training batch comes just before a validation."""
     interval = trainer.val_check_batch
     if not trainer.training or not trainer.enable_validation or interval is None:
         return False

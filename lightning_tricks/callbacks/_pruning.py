@@ -24,7 +24,7 @@ class Reportable(Protocol):
         """Take note of an intermediate value."""
 
     def should_prune(self) -> bool:
-        """Tell whether the run should be given up."""
+        """Whether the run should be given up."""
 
 
 class PruningCallback(Callback):

@@ -12,7 +12,7 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
 
 
 def resumes(callback: Callback, trainer: Trainer, checkpoint: dict[str, Any]) -> bool:
-    """Tell whether a checkpoint is loaded to go on training; else hide the callback's state in it.
+    """Whether a checkpoint is loaded to go on training; else hide the callback's state in it.
 
     Lightning loads the state of callbacks for ``trainer.test(ckpt_path="best")`` as well, which would replace what the
     whole fit found by what was known when that checkpoint was written.
@@ -24,5 +24,5 @@ def resumes(callback: Callback, trainer: Trainer, checkpoint: dict[str, Any]) ->
 
 
 def is_dry_run(trainer: Trainer) -> bool:
-    """Tell whether this is a ``fast_dev_run``."""
+    """Whether this is a ``fast_dev_run``."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set by its debugging connector

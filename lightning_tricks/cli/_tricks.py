@@ -54,7 +54,7 @@ def _one(trick: str | dict[str, Any], course: list[Callback]) -> Callback:
 
 
 def is_trick(thing: object) -> bool:
-    """Tell whether something is a callback class."""
+    """Whether something is a callback class."""
     return isinstance(thing, type) and issubclass(thing, Callback)
 
 

@@ -188,13 +188,13 @@ def symptom_of(evidence: Evidence, t: Thresholds) -> Symptom:
 
 
 def is_late(evidence: Evidence, t: Thresholds) -> bool:
-    """Tell whether a healthy run would have learned something by now."""
+    """Whether a healthy run would have learned something by now."""
     wait = t.max_wait if evidence.planned is None else min(t.max_wait, t.planned_share * evidence.planned)
     return evidence.step >= max(t.min_steps, wait) or (evidence.is_last and evidence.step >= 0.75 * t.min_steps)
 
 
 def _gained(curve: LossCurve, reference: float, t: Thresholds, *, is_guess: bool) -> bool:
-    """Tell whether the loss was ever clearly below the reference, in windows or right now."""
+    """Whether the loss was ever clearly below the reference, in windows or right now."""
     least = t.least_gain * abs(reference)
     if is_guess:
         late = curve.windows[len(curve.windows) // 2 :]  # together they tell what one noisy window cannot
@@ -211,7 +211,7 @@ def _gained(curve: LossCurve, reference: float, t: Thresholds, *, is_guess: bool
 
 
 def falls(windows: Sequence[Window], t: Thresholds) -> bool:
-    """Tell whether the last third of the run is clearly below the third before it; a bad start does not count."""
+    """Whether the last third of the run is clearly below the third before it; a bad start does not count."""
     third = max(1, len(windows) // 3)
     return _fell(windows[-2 * third : -third], windows[-third:], t)
 
@@ -250,7 +250,7 @@ def _doubt(curve: LossCurve, count: int, guess: float, t: Thresholds) -> float:
 
 
 def _lost(curve: LossCurve, best: Window, reference: float, t: Thresholds) -> bool:
-    """Tell whether most of what the best window had gained is gone; what noise gave was never gained."""
+    """Whether most of what the best window had gained is gone; what noise gave was never gained."""
     gain = reference - best.mean
     noise = statistics.median(w.noise for w in curve.windows if w.end <= best.end)  # the best one's own may be small
     if not gain > max(t.lost_gain * abs(reference), t.rise_noise * noise / math.sqrt(best.count)):

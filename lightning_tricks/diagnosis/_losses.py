@@ -95,7 +95,7 @@ class LossCall:
         return self.name == "cross_entropy" and self.target.is_floating_point()
 
     def made_by(self, *operations: str) -> bool:
-        """Tell whether one of the named operations made the prediction."""
+        """Whether one of the named operations made the prediction."""
         return any(operation.lower() in self.last_operation.lower() for operation in operations)
 
     def each_loss(self) -> Tensor | None:

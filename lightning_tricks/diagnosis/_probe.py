@@ -223,7 +223,7 @@ class Probe:
         return drawn
 
     def keeps_gradients(self) -> bool:
-        """Tell whether ``optimizer_zero_grad`` never clears the gradients, in 16 batches."""
+        """Whether ``optimizer_zero_grad`` never clears the gradients, in 16 batches."""
         twin = self.fresh()
         optimizers = self.optimizers(twin)
         owned = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]

@@ -174,7 +174,7 @@ def _select(model: nn.Module, match: str | Sequence[str], skip: str | Sequence[s
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Tell whether a pattern fits a dotted name or one of the modules above it.
+    """Whether a pattern fits a dotted name or one of the modules above it.
 
     Example:
         >>> matches("net.head.weight", "net.head"), matches("net.head.weight", "*.bias")

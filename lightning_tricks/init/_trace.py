@@ -160,7 +160,7 @@ def slope_of(module: nn.Module) -> float:
 
 
 def is_known(module: nn.Module) -> bool:
-    """Tell whether a module is taken as one step, whatever its inside does."""
+    """Whether a module is taken as one step, whatever its inside does."""
     return isinstance(module, (*SOURCES, *NORMS)) or activation_name(module) is not None
 
 

@@ -55,7 +55,7 @@ def untouched_modules(model: nn.Module, *, known: Collection[str] = ()) -> set[s
 
 
 def is_small(module: nn.Module) -> bool:
-    """Tell whether torch's default cannot be recognised in a module's values for certain."""
+    """Whether torch's default cannot be recognised in a module's values for certain."""
     return (
         isinstance(module, nn.Embedding | nn.EmbeddingBag)
         or max((p.numel() for p in module.parameters(recurse=False)), default=0) < _ENOUGH
@@ -114,7 +114,7 @@ def _default_of(module: nn.Module, key: str) -> _Default | None:
 
 
 def _fits(parameter: Tensor, default: _Default | None) -> bool:
-    """Tell whether values may be a draw from the default."""
+    """Whether values may be a draw from the default."""
     if default is None or parameter.is_meta or not parameter.is_floating_point():
         return False
     values = _whole(parameter).flatten()
@@ -157,7 +157,7 @@ def _ks_distance(cdf: Tensor) -> float:
 
 
 def _never_written(module: nn.Module) -> bool:
-    """Tell whether a module's parameters were written as often as those of a new one of its kind.
+    """Whether a module's parameters were written as often as those of a new one of its kind.
 
     Loading and training write in place and so raise torch's version counter; copies and parameters made from a tensor
     start at 0.

@@ -7,7 +7,7 @@ from lightning_tricks._base import UserInputError
 
 
 def is_soft(y: Tensor) -> bool:
-    """Tell whether targets are probabilities rather than class numbers."""
+    """Whether targets are probabilities rather than class numbers."""
     return y.is_floating_point()
 
 

@@ -198,7 +198,7 @@ def log_axis(ax: Axes, which: str, values: Sequence[float]) -> None:
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether a hyperparameter's value has a place on an axis."""
+    """Whether a hyperparameter's value has a place on an axis."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -124,7 +124,7 @@ def activities(rows: Sequence[Sequence[Any]]) -> list[list[LayerActivity]]:
 
 
 def is_compiled(module: LightningModule) -> bool:
-    """Tell whether a module or any part of it is compiled: a mode around it would compile it again."""
+    """Whether a module or any part of it is compiled: a mode around it would compile it again."""
     from torch._dynamo import OptimizedModule
 
     def compiled(part: nn.Module) -> bool:

@@ -220,7 +220,7 @@ def _row(
 
 
 def is_clipped(before: float, after: float) -> bool:
-    """Tell whether clipping made a gradient smaller; where it does not bind, not one bit changes."""
+    """Whether clipping made a gradient smaller; where it does not bind, not one bit changes."""
     return after < before * (1 - 1e-9) and math.isfinite(before)
 
 

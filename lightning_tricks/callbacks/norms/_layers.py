@@ -78,7 +78,7 @@ def members_of(parameters: Sequence[Parameter], optimizers: Iterable[Optimizer])
 
 
 def is_sharded(parameters: Iterable[Parameter]) -> bool:
-    """Tell whether any parameter is a ``DTensor``."""
+    """Whether any parameter is a ``DTensor``."""
     return any(hasattr(p, "placements") for p in parameters)
 
 
@@ -87,7 +87,7 @@ class OnlyLooks:
 
 
 def may_change_gradients(trainer: Trainer) -> bool:
-    """Tell whether anything may change the gradients between a callback's look at them and the update."""
+    """Whether anything may change the gradients between a callback's look at them and the update."""
     module = trainer.lightning_module
     others = [callback for callback in callbacks_of(trainer) if not isinstance(callback, OnlyLooks)]
     return (

@@ -338,7 +338,7 @@ class NormMonitor(OnlyLooks, Callback):
         return self._record
 
     def _is_sampled(self, count: int) -> bool:
-        """Tell whether the ``count``-th step is measured; counted from 1, so that Lightning's logging steps are."""
+        """Whether the ``count``-th step is measured; counted from 1, so that Lightning's logging steps are."""
         return count % self.every_n_steps == 0 or (count < self.every_n_steps and count & (count - 1) == 0)
 
     def _watch(self, trainer: Trainer, optimizer: Optimizer) -> Record | None:

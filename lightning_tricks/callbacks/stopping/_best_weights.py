@@ -97,7 +97,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Tell whether any parameter lives in parts on several ranks."""
+    """Whether any parameter lives in parts on several ranks."""
     return any(isinstance(tensor, DTensor) for _, tensor in named_tensors(module))
 
 

@@ -148,7 +148,7 @@ class Improvement:
         self.position, self.since = self.start_from + wait, self.start_from
 
     def beats(self, value: float, bound: float) -> bool:
-        """Tell whether ``value`` is strictly better than ``bound``, margins aside."""
+        """Whether ``value`` is strictly better than ``bound``, margins aside."""
         return self._better(value, bound)
 
     def state_dict(self) -> dict[str, Any]:
@@ -184,5 +184,5 @@ class Improvement:
 
 
 def combined(exhausted: Iterable[bool], require: Literal["all", "any"]) -> bool:
-    """Tell whether several metrics together have run out of patience."""
+    """Whether several metrics together have run out of patience."""
     return all(exhausted) if require == "all" else any(exhausted)

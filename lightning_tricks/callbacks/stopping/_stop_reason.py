@@ -24,7 +24,7 @@ class Limits:
     finite: bool
 
     def reason(self, value: float | None, rule: Improvement) -> EarlyStoppingReason:
-        """Tell whether ``value`` (None: not seen yet) is past a limit."""
+        """Whether ``value`` (None: not seen yet) is past a limit."""
         if value is None:
             return EarlyStoppingReason.NOT_STOPPED
         if not math.isfinite(value):

@@ -231,7 +231,7 @@ def batch_mixing_gradient(gradient: Tensor) -> list[Finding]:
 
 
 def mixes_on_purpose(call: LossCall, batch_size: int) -> bool:
-    """Tell whether a loss compares every sample with every other, as contrastive losses within a batch do.
+    """Whether a loss compares every sample with every other, as contrastive losses within a batch do.
 
     The prediction has a row and a column for each sample, or for each of two views of it (SimCLR leaves a view itself
     out), and the targets are places in the batch, or say which samples belong together.

@@ -210,7 +210,7 @@ def _swing(evidence: Evidence, t: Thresholds) -> str | None:
 
 
 def _hump(evidence: Evidence, t: Thresholds) -> str | None:
-    """Tell whether the loss has just risen again by a good part of all that there is to gain."""
+    """Whether the loss has just risen again by a good part of all that there is to gain."""
     curve = evidence.curve
     if curve is None or len(curve.windows) < 4:
         return None
@@ -242,7 +242,7 @@ def lr_too_high(evidence: Evidence, t: Thresholds) -> Finding | None:
 
 
 def _grew(evidence: Evidence) -> bool:
-    """Tell whether losses or gradients had grown before something became NaN."""
+    """Whether losses or gradients had grown before something became NaN."""
     losses = [] if evidence.curve is None else evidence.curve.recent
     if losses and evidence.curve is not None and max(losses[-5:]) > 3 * abs(evidence.curve.start(1)):
         return True
@@ -266,7 +266,7 @@ def lr_too_low(evidence: Evidence, t: Thresholds) -> Finding | None:
 
 
 def _hardly_fell(evidence: Evidence) -> bool:
-    """Tell whether the loss fell by less than a twentieth, from a start that was no better than guessing."""
+    """Whether the loss fell by less than a twentieth, from a start that was no better than guessing."""
     if evidence.curve is None or not evidence.curve.windows:
         return False
     start, level = _start(evidence), evidence.curve.level
@@ -305,7 +305,7 @@ def _risen(evidence: Evidence, curve: LossCurve, checks: Sequence[tuple[int, flo
 
 
 def _gap(evidence: Evidence, curve: LossCurve, checks: Sequence[tuple[int, float]], t: Thresholds) -> str | None:
-    """Tell whether most of what was learned holds for the training samples only; needs losses of the same kind."""
+    """Whether most of what was learned holds for the training samples only; needs losses of the same kind."""
     guess = evidence.guess
     if guess is None or not is_late(evidence, t) or not 0 < checks[0][1] < 3 * guess:
         return None

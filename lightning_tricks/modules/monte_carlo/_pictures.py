@@ -31,7 +31,7 @@ def log_answers(trainer: Trainer, prefix: str, answers: Mapping[str, Answers]) -
 
 
 def wants_pictures(trainer: Trainer) -> bool:
-    """Tell whether anybody looks at what this rank draws."""
+    """Whether anybody looks at what this rank draws."""
     return trainer.is_global_zero and bool(trainer.loggers) and not trainer.sanity_checking
 
 

@@ -15,7 +15,7 @@ def this_worker() -> dict[str, Any]:
 
 
 def is_dead_here(worker: dict[str, Any]) -> bool | None:
-    """Tell whether a worker of this machine is dead; None for a worker of another machine.
+    """Whether a worker of this machine is dead; None for a worker of another machine.
 
     A zombie is dead, and so is a process whose number was given to a younger one.
     """
@@ -129,7 +129,7 @@ class Watch:
         return self.is_stale(key, (worker, sign_of_life)) if dead is None else dead
 
     def is_stale(self, key: int, sign_of_life: Any, patience: float = 1.0) -> bool:
-        """Tell whether the sign has been the same for longer than ``patience`` times the grace time."""
+        """Whether the sign has been the same for longer than ``patience`` times the grace time."""
         now = time.monotonic()
         last, since = self._seen.setdefault(key, (sign_of_life, now))
         if last != sign_of_life:

@@ -148,7 +148,7 @@ def _is_dead(trial: FrozenTrial, folder: Path, watch: Watch) -> bool:
 
 
 def running_elsewhere(study: optuna.Study, mine: Collection[int]) -> bool:
-    """Tell whether other workers still train."""
+    """Whether other workers still train."""
     return any(t.number not in mine for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
 
 

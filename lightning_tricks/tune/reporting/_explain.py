@@ -131,7 +131,7 @@ def edge_warnings(study: Study) -> list[str]:
 
 
 def _few_values(distribution: Any) -> bool:
-    """Tell whether the outermost value alone takes more than 5 % of the range; it is then no sign of anything."""
+    """Whether the outermost value alone takes more than 5 % of the range; it is then no sign of anything."""
     if distribution.step is None:
         return False
     outermost = to_unit(distribution, distribution.low + distribution.step)

@@ -94,7 +94,7 @@ class CoarseToFineSampler(SlotSampler):
         return self.settings.plan
 
     def would_wait(self, study: Study) -> bool:
-        """Tell whether asking for a trial now would wait for others to finish."""
+        """Whether asking for a trial now would wait for others to finish."""
         table = self._slot_table(study)
         number = len(table.trials)
         return bool(self._must_wait(table, table.slot_for(number), number))

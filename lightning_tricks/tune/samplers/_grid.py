@@ -62,7 +62,7 @@ class SlotGridSampler(SlotSampler):
         return math.prod(len(values) for values in self.grid.values())
 
     def is_exhausted(self, study: Study) -> bool:
-        """Tell whether every point has been started or is done, so that one more trial would have none."""
+        """Whether every point has been started or is done, so that one more trial would have none."""
         return next(self._slot_table(study).free_slots()) >= len(self)
 
     def _settings(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def is_categorical(distribution: Any) -> bool:
-    """Tell whether a distribution is a list of choices."""
+    """Whether a distribution is a list of choices."""
     return hasattr(distribution, "choices")
 
 

@@ -35,7 +35,7 @@ class SlotTable:
         return trial.system_attrs.get(f"{self.prefix}:slot")
 
     def is_external(self, trial: FrozenTrial) -> bool:
-        """Tell whether a trial without a slot will never get one."""
+        """Whether a trial without a slot will never get one."""
         return trial.state.is_finished() or "fixed_params" in trial.system_attrs or not self._is_ours(trial)
 
     def _is_ours(self, trial: FrozenTrial) -> bool:

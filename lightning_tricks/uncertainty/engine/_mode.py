@@ -83,7 +83,7 @@ class SiteBook:
             self._woken = before
 
     def wanted(self) -> bool:
-        """Tell whether dropout is switched on here."""
+        """Whether dropout is switched on here."""
         return self.chosen is None or any(name in self.chosen for name in self.stack)
 
     def open(self, kind: str, p: float | None, training: bool, *, inserted: bool = False) -> tuple[str, float] | None:

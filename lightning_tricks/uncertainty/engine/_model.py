@@ -152,7 +152,7 @@ def insertions(model: nn.Module, insert: Insert | None, p: float | None) -> dict
 
 
 def reads_training(module: nn.Module) -> bool:
-    """Tell whether the module's own code looks at ``self.training`` (norm layers never count)."""
+    """Whether the module's own code looks at ``self.training`` (norm layers never count)."""
     if "norm" in type(module).__name__.lower() or isinstance(module, torch.jit.ScriptModule):
         return False
     own = [cls for cls in type(module).__mro__ if cls is not object and not _KNOWN_CODE.match(cls.__module__)]

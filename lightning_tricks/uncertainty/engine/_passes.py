@@ -58,7 +58,7 @@ class Batch:
         return Batch(self.call, args, kwargs, [*self.rows, *[self.rows[-1]] * extra])
 
     def has_rows(self, x: Tensor) -> bool:
-        """Tell whether the first axis counts the rows."""
+        """Whether the first axis counts the rows."""
         return self.rows is not None and x.dim() > 0 and x.shape[0] == len(self.rows)
 
 
