@@ -21,7 +21,7 @@ def main(out, quick=False):
         make_model,
         data,
         k=2 if quick else 5,
-        trainer={"max_epochs": 1 if quick else 30, "accelerator": "cpu"},
+        trainer_kwargs={"max_epochs": 1 if quick else 30, "accelerator": "cpu"},
     )
     print(result)
     predicted = data.inverse_target(result.predictions).squeeze(-1)

@@ -15,6 +15,10 @@ RENAMED_ARGUMENTS: dict[str, dict[str, str]] = {
     "EarlyStopping": {"min_delta_kind": "min_delta_mode"},
     "Preflight": {"on_error": "on_finding"},
     "ReduceLROnPlateau": {"after": "start_from"},
+    "cross_validate": {"trainer": "trainer_kwargs"},
+    "fit_stacked": {"trainer": "trainer_kwargs"},
+    "join": {"trainer": "trainer_kwargs"},
+    "search": {"trainer": "trainer_kwargs"},
 }
 
 

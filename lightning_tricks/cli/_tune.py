@@ -73,7 +73,7 @@ def _search(cli: TricksCLI, settings: Mapping[str, Any], parts: "Mapping[str, Pa
         parts["data"],
         space,
         trials=settings["trials"],
-        trainer=_trainer_options(settings["trainer"]),
+        trainer_kwargs=_trainer_options(settings["trainer"]),
         monitor=settings["monitor"],
         mode=settings["mode"],
         seed=int(settings["seed_everything"]),

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_tricks._base import UserInputError, infer_mode
+from lightning_tricks._base import UserInputError, accepts_old_names, infer_mode
 from lightning_tricks.stacked._functional import task_for
 from lightning_tricks.stacked._module import ModelProgress, StackedModule
 from lightning_tricks.stacked._net import StackedNet, put_back
@@ -43,6 +43,7 @@ class StackedRun:
     best_state: dict[str, Tensor]
 
 
+@accepts_old_names("fit_stacked")
 def fit_stacked(
     models: Sequence[LightningModule],
     data: LightningDataModule,
@@ -50,7 +51,7 @@ def fit_stacked(
     monitor: str = "val_loss",
     mode: Literal["auto", "min", "max"] = "auto",
     callbacks: Callable[[], Sequence[Callback]] | Sequence[Sequence[Callback]] | None = None,
-    trainer: Mapping[str, Any] | None = None,
+    trainer_kwargs: Mapping[str, Any] | None = None,
     watchers: Sequence[Callback] = (),
     ckpt_path: str | Path | None = None,
 ) -> list[StackedRun]:
@@ -72,7 +73,7 @@ def fit_stacked(
         callbacks: returns new callbacks for one model, or one list of them per model:
             :class:`~lightning_tricks.EarlyStopping`, :class:`~lightning_tricks.ReduceLROnPlateau`,
             :class:`~lightning_tricks.WeightInit`; monitors are left out.
-        trainer: options of ``Trainer``, such as ``{"max_epochs": 20}``; one device.
+        trainer_kwargs: options of ``Trainer``, such as ``{"max_epochs": 20}``; one device.
         watchers: callbacks for the Trainer of the whole stack.
         ckpt_path: a checkpoint of the same stack to go on from.
 
@@ -87,16 +88,16 @@ def fit_stacked(
         >>> rates = (1e-4, 1e-2)
         >>> models = [lt.Classifier(lt.MLP(64, 10), num_classes=10, lr=lr) for lr in rates]
         >>> runs = lt.fit_stacked(
-        ...     models, lt.DigitsDataModule(batch_size=256), trainer={"max_epochs": 1, "accelerator": "cpu"}
+        ...     models, lt.DigitsDataModule(batch_size=256), trainer_kwargs={"max_epochs": 1, "accelerator": "cpu"}
         ... )
         >>> runs[0].value > runs[1].value
         True
     """
     models = list(models)
-    _check(models, data, trainer or {})
+    _check(models, data, trainer_kwargs or {})
     mode = infer_mode(monitor, mode)
     rules = [Rules(made, monitor) for made in _made(callbacks, len(models))]
-    run = _trainer(trainer or {}, watchers)
+    run = _trainer(trainer_kwargs or {}, watchers)
     for model, rule in zip(models, rules, strict=True):
         _initialise(model, rule, run)
     task = task_for(models)
@@ -153,13 +154,13 @@ def _trainer(options: Mapping[str, Any], watchers: Sequence[Callback]) -> Traine
     trainer = Trainer(**{**defaults, **options, "logger": False, "callbacks": list(watchers)})
     if trainer.world_size > 1:
         raise UserInputError(
-            f"a stack trains on one device, but the trainer asks for {trainer.world_size}. Give trainer={{'devices': "
-            "1}}; several stacks at a time share out the devices (workers=...)."
+            f"a stack trains on one device, but the trainer asks for {trainer.world_size}. Give "
+            "trainer_kwargs={'devices': 1}; several stacks at a time share out the devices (workers=...)."
         )
     if getattr(trainer.precision_plugin, "scaler", None) is not None:
         raise UserInputError(
             "16-mixed scales the loss of the whole stack, so that one model's overflow would hold up all of them. Give "
-            "trainer={'precision': 'bf16-mixed'}, or '32-true'."
+            "trainer_kwargs={'precision': 'bf16-mixed'}, or '32-true'."
         )
     if options.get("detect_anomaly"):
         raise UserInputError("detect_anomaly ends the training of all models of a stack when one of them meets a NaN.")

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.loggers import Logger
 
-from lightning_tricks._base import UserInputError, check_range, derive_seed, infer_mode, require_extra, warn_once
+from lightning_tricks._base import (
+    UserInputError,
+    accepts_old_names,
+    check_range,
+    derive_seed,
+    infer_mode,
+    require_extra,
+    warn_once,
+)
 from lightning_tricks.tune._result import Retrained, SearchResult
 from lightning_tricks.tune._space import Space, check_space
 from lightning_tricks.tune.execution._processes import Pool, StartMethod, context_for
@@ -29,6 +37,7 @@ if TYPE_CHECKING:
 PrunerName = Literal["asha", "median", "wilcoxon"]
 
 
+@accepts_old_names("search")
 def search(
     make_model: Callable[..., LightningModule],
     data: LightningDataModule | Callable[..., LightningDataModule],
@@ -38,7 +47,7 @@ def search(
     method: "Method | BaseSampler" = "auto",
     monitor: str = "val_loss",
     mode: Literal["auto", "min", "max"] = "auto",
-    trainer: Mapping[str, Any] | None = None,
+    trainer_kwargs: Mapping[str, Any] | None = None,
     callbacks: Callable[..., Sequence[Callback]] | None = None,
     logger: Callable[[Path, dict[str, Any]], Logger] | Mapping[str, Any] | None = None,
     folder: str | Path = "search",
@@ -81,7 +90,7 @@ def search(
             ``"tpe"``, ``"coarse+gp"`` (the coarse round, then Gaussian processes), or an Optuna sampler.
         monitor: name of the metric, logged in validation.
         mode: ``"min"``, ``"max"``, or ``"auto"`` to tell by the metric's name.
-        trainer: options of ``Trainer``, such as ``{"max_epochs": 20}``.
+        trainer_kwargs: options of ``Trainer``, such as ``{"max_epochs": 20}``.
         callbacks: returns new callbacks for each training, such as ``lambda: lt.recipe("val_loss")``; called like
             ``make_model``.
         logger: returns a training's logger, called with its folder and its hyperparameters; or options of
@@ -129,7 +138,7 @@ def search(
         ...     lt.DigitsDataModule(batch_size=256),
         ...     {"lr": lt.Choice([1e-4, 1e-2])},
         ...     trials=2,
-        ...     trainer={"max_epochs": 1, "accelerator": "cpu"},
+        ...     trainer_kwargs={"max_epochs": 1, "accelerator": "cpu"},
         ...     folder=tempfile.mkdtemp(),
         ...     retrain=0,
         ...     report=False,
@@ -150,7 +159,7 @@ def search(
         check_range("folds", folds, low=2)
     elif prune == "wilcoxon":
         raise UserInputError("prune='wilcoxon' compares folds with folds. Give folds=5, say, or prune='asha'.")
-    _check_trainer(trainer or {})
+    _check_trainer(trainer_kwargs or {})
     space = check_space(space)
     mode = infer_mode(monitor, mode)
     folder = Path(folder)
@@ -158,7 +167,9 @@ def search(
     chosen = choose(method, space, trials=trials, seed=seed, grace=grace)
     if isinstance(logger, Mapping):
         logger = {"group": study or folder.resolve().name, **logger}
-    job = Job(folder, {}, make_model, data, monitor, mode, seed, dict(trainer or {}), callbacks, logger, folds=folds)
+    job = Job(
+        folder, {}, make_model, data, monitor, mode, seed, dict(trainer_kwargs or {}), callbacks, logger, folds=folds
+    )
     note = {"space": _as_text(space), "monitor": monitor, "method": chosen.name, "seed": seed, "folds": folds}
     check = _check_of_stacks(vectorize, prune, space, job) if vectorize else None
     record = {"trials": trials, "method": method, "prune": prune, "mode": mode, "trainer": job.trainer}
@@ -183,7 +194,8 @@ def _check_trainer(options: Mapping[str, Any]) -> None:
     for name, instead in (("callbacks", "callbacks"), ("logger", "logger"), ("default_root_dir", "folder")):
         if name in options:
             raise UserInputError(
-                f"each training has {name} of its own: pass {instead}=... to search, not trainer={{{name!r}: ...}}."
+                f"each training has {name} of its own: pass {instead}=... to search, not "
+                f"trainer_kwargs={{{name!r}: ...}}."
             )
 
 

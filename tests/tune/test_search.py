@@ -144,7 +144,7 @@ def test_bad_input_gets_a_sentence(options, sentence, tmp_path):
 
 @pytest.mark.parametrize("name", ["callbacks", "logger", "default_root_dir"])
 def test_what_each_training_has_of_its_own_is_refused_before_anything_is_written(name, tmp_path):
-    with pytest.raises(UserInputError, match=f"each training has {name} of its own: pass .* not trainer={{'{name}'"):
+    with pytest.raises(UserInputError, match=f"each training has {name} of its own: pass .* not trainer_kw.*'{name}'"):
         find(folder=tmp_path / "s", trainer={name: False})
     assert not (tmp_path / "s").exists()
 

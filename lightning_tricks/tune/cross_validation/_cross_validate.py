@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_tricks._base import UserInputError, derive_seed, isolated_rng
+from lightning_tricks._base import UserInputError, accepts_old_names, derive_seed, isolated_rng
 from lightning_tricks.callbacks import TolerantWandbLogger
 from lightning_tricks.data import SplitDataModule
 from lightning_tricks.data.splits import Fold
@@ -25,6 +25,7 @@ from lightning_tricks.tune.cross_validation._result import CVResult, FoldResult,
 MakeLogger = Callable[[int], Logger]
 
 
+@accepts_old_names("cross_validate")
 def cross_validate(
     make_model: Callable[[], LightningModule],
     data: SplitDataModule[Any],
@@ -35,7 +36,7 @@ def cross_validate(
     include_test: bool = False,
     callbacks: Callable[[], Sequence[Callback]] | None = None,
     logger: MakeLogger | Mapping[str, Any] | None = None,
-    trainer: Mapping[str, Any] | None = None,
+    trainer_kwargs: Mapping[str, Any] | None = None,
     folder: str | Path | None = None,
     predict: bool = True,
     progress: bool = True,
@@ -62,7 +63,7 @@ def cross_validate(
         callbacks: function that returns new callbacks, such as ``lambda: recipe("val_loss")``.
         logger: function from the fold's number to a logger; or options of ``WandbLogger``: then each fold is a run of
             its own, ``fold-0``, ``fold-1``, ..., in one group (``cross-validation`` unless ``group`` is given).
-        trainer: options of ``Trainer``.
+        trainer_kwargs: options of ``Trainer``.
         folder: where finished folds are kept; called again with the same folder, only the others are trained. Under
             several nodes all of them must see it.
         predict: whether to predict the held-out rows.
@@ -83,13 +84,13 @@ def cross_validate(
         ...     lambda: Classifier(MLP(64, 10), num_classes=10),
         ...     DigitsDataModule(batch_size=256),
         ...     k=2,
-        ...     trainer={"max_epochs": 1, "accelerator": "cpu"},
+        ...     trainer_kwargs={"max_epochs": 1, "accelerator": "cpu"},
         ...     progress=False,
         ... )
         >>> len(result.folds), result.predictions.shape
         (2, torch.Size([1437, 10]))
     """
-    _check_fresh(make_model, data, callbacks, logger, trainer or {})
+    _check_fresh(make_model, data, callbacks, logger, trainer_kwargs or {})
     folds = data.folds(k, repeats=repeats, splitter=splitter, include_test=include_test, seed=seed)
     if splitter is not None:
         repeats = _repeats(folds, splitter, predict=predict)
@@ -103,7 +104,7 @@ def cross_validate(
                 model = _checked_model(make_model(), before(), predict=predict)
                 before = weakref.ref(model)
                 made = [*callbacks()] if callbacks is not None else []
-                run = _trainer(made, _make_logger(logger, i), trainer or {}, folder, i)
+                run = _trainer(made, _make_logger(logger, i), trainer_kwargs or {}, folder, i)
                 result = _run_fold(run, model, data.with_split(train=fold.train, val=fold.val), fold, predict=predict)
             if shelf is not None and run.is_global_zero:
                 shelf.put(i, result)
@@ -188,7 +189,9 @@ def _check_fresh(make_model: Any, data: Any, callbacks: Any, logger: Any, option
         )
     for name in ("callbacks", "logger"):
         if name in options:
-            raise UserInputError(f"{name} are made anew for each fold: pass {name}=..., not trainer={{{name!r}: ...}}.")
+            raise UserInputError(
+                f"{name} are made anew for each fold: pass {name}=..., not trainer_kwargs={{{name!r}: ...}}."
+            )
 
 
 def _trainer(

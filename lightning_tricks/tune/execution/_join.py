@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.loggers import Logger
 
-from lightning_tricks._base import UserInputError, require_extra
+from lightning_tricks._base import UserInputError, accepts_old_names, require_extra
 from lightning_tricks.tune._result import SearchResult
 from lightning_tricks.tune._search import search
 from lightning_tricks.tune.execution._processes import StartMethod
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 
+@accepts_old_names("join")
 def join(
     where: "str | Path | BaseStorage",
     make_model: Callable[..., LightningModule] | None = None,
@@ -26,7 +27,7 @@ def join(
     study: str | None = None,
     folder: str | Path | None = None,
     workers: int = 1,
-    trainer: Mapping[str, Any] | None = None,
+    trainer_kwargs: Mapping[str, Any] | None = None,
     callbacks: Callable[..., Sequence[Callback]] | None = None,
     logger: Callable[[Path, dict[str, Any]], Logger] | Mapping[str, Any] | None = None,
     start_method: StartMethod = "auto",
@@ -49,7 +50,7 @@ def join(
             working directory. A run that was broken off on one machine goes on from its checkpoint on another only if
             both see one folder.
         workers: trainings at a time on this machine.
-        trainer: options of ``Trainer``; those of the search if None.
+        trainer_kwargs: options of ``Trainer``; those of the search if None.
         callbacks: as in ``search``; by its noted name if None.
         logger: as in ``search``; by its noted name if None.
         start_method: how training processes start.
@@ -74,6 +75,9 @@ def join(
     functions: dict[str, Any] = {
         name: value if value is not None else _by_name(noted, name) for name, value in given.items()
     }
+    options = trainer_kwargs
+    if options is None:
+        options = _needed(noted, "trainer", "must be given: it was not plain text")
     return search(
         functions.pop("make_model"),
         functions.pop("data"),
@@ -82,7 +86,7 @@ def join(
         method=_needed(noted, "method", "is a sampler of your own; start the same script here"),
         monitor=noted["monitor"],
         mode=noted["mode"],
-        trainer=trainer if trainer is not None else _needed(noted, "trainer", "must be given: it was not plain text"),
+        trainer_kwargs=options,
         folder=own if folder is None else folder,
         storage=storage,
         workers=workers,

@@ -156,7 +156,7 @@ def _fit(
         monitor=job.shared.monitor,
         mode=job.shared.mode,
         callbacks=[_callbacks(trial) for trial in trials],
-        trainer=job.shared.trainer,
+        trainer_kwargs=job.shared.trainer,
         watchers=[ExactResume(), _Keep(last), _Note(job.folder / "progress.json", job.shared.mode)],
         ckpt_path=last if last.exists() else None,
     )

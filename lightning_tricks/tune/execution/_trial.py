@@ -178,7 +178,7 @@ def _cross_validate(job: Job, folds: int) -> dict[str, Any]:
             folds,
             callbacks=lambda: [reports.next(), *([] if more is None else more(**called_with(more, job.params)))],
             logger=lambda fold: _fold_logger(job, reports, fold),
-            trainer={"enable_progress_bar": False, "enable_model_summary": False, **job.trainer},
+            trainer_kwargs={"enable_progress_bar": False, "enable_model_summary": False, **job.trainer},
             folder=job.folder / "folds",
             predict=False,
             progress=False,
@@ -228,7 +228,7 @@ def _trainer(job: Job, callbacks: list[Callback]) -> Trainer:
     if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher) and trainer.num_devices > 1:
         raise UserInputError(
             "this strategy starts your whole script again for every rank, and each would search on its own. Give "
-            "trainer={'strategy': 'ddp_fork'} or 'ddp_spawn', or one device per trial."
+            "trainer_kwargs={'strategy': 'ddp_fork'} or 'ddp_spawn', or one device per trial."
         )
     return trainer
 
