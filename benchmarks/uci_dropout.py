@@ -151,7 +151,7 @@ def train(
         often = {"every_n_epochs": SAVE_EVERY, "save_on_train_epoch_end": True, "enable_version_counter": False}
         watchers = [ExactResume(), ModelCheckpoint(folder, name, **often)]
         ckpt_path = checkpoint.with_suffix(".ckpt") if checkpoint.with_suffix(".ckpt").exists() else None
-    fit_stacked(models, RowNumbers(rows, seed), trainer=options, watchers=watchers, ckpt_path=ckpt_path)
+    fit_stacked(models, RowNumbers(rows, seed), trainer_kwargs=options, watchers=watchers, ckpt_path=ckpt_path)
     return models
 
 

@@ -60,7 +60,9 @@ def whole_fits(models: int, epochs: int, rounds: int, few: int) -> dict[str, flo
     held_out = [tuple(batch) for batch in data.val_dataloader()]
 
     def stacked() -> None:
-        lt.fit_stacked(make_models(models), data, callbacks=make_callbacks, trainer={**options, "max_epochs": epochs})
+        lt.fit_stacked(
+            make_models(models), data, callbacks=make_callbacks, trainer_kwargs={**options, "max_epochs": epochs}
+        )
 
     def one_by_one() -> None:
         for model in make_models(models)[:few]:

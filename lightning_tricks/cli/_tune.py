@@ -20,7 +20,7 @@ from lightning_tricks.cli._usage import NO_DATA, UsageError, as_sentence, make
 
 _BASES: dict[str, type] = {"model": LightningModule, "data": LightningDataModule}
 # What search() gets from options that all commands share, or has no default for; and what only Python can give.
-_SHARED = {"make_model", "data", "space", "trials", "monitor", "mode", "trainer", "callbacks", "logger", "seed"}
+_SHARED = {"make_model", "data", "space", "trials", "monitor", "mode", "trainer_kwargs", "callbacks", "logger", "seed"}
 _PYTHON_ONLY = {"progress", "start_method"}
 
 

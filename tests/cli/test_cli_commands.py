@@ -270,8 +270,8 @@ def test_tune_makes_models_and_data_with_hyperparameters(searched):
     assert function is lt.search
     assert space["model.lr"] == lt.Float(1e-4, 1e-1, log=True)
     assert (call["trials"], call["workers"], call["prune"], call["seed"]) == (3, 2, "asha", 5)
-    assert call["trainer"]["max_epochs"] == 4
-    assert not {"callbacks", "logger"} & set(call["trainer"])
+    assert call["trainer_kwargs"]["max_epochs"] == 4
+    assert not {"callbacks", "logger"} & set(call["trainer_kwargs"])
     params = {"model.lr": 0.05, "model.net.dropout": 0.2, "data.batch_size": 7}
     model = pickle.loads(pickle.dumps(make_model))(**params)
     assert (model.lr, model.num_classes) == (0.05, 10)

@@ -198,8 +198,7 @@ def _is_default_bias(bias: Tensor, weight: object) -> bool:
     """Whether a bias lies within one over the root of the fan-in, as Linear and convolutions draw theirs."""
     if not isinstance(weight, Tensor) or weight.ndim < 2:
         return False
-    # transposed convolutions count their fan-in along the other axis
-    fan_in = min(weight[0].numel(), weight[:, 0].numel())
+    fan_in = weight[0].numel()  # what torch takes as fan-in, for transposed convolutions too
     return bool(bias.detach().abs().max() <= 1.0001 / math.sqrt(fan_in))
 
 
