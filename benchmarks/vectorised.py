@@ -24,7 +24,8 @@ from torch.nn import functional as F
 import lightning_tricks as lt
 from benchmarks.timing import interleaved, report
 from lightning_tricks.stacked._net import StackedNet
-from lightning_tricks.stacked._optimizer import StackedOptimizer, recipe_of
+from lightning_tricks.stacked._optimizer import StackedOptimizer
+from lightning_tricks.stacked.optimizers import spec_of
 
 ROWS, INPUTS, HIDDEN, BATCH = 1280, 13, 50, 128
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, "logger": False}
@@ -103,7 +104,7 @@ def steps_alone(name: str, nets: list, x: torch.Tensor, y: torch.Tensor, rounds:
     def stack(way: str):
         net = StackedNet(nets)
         net.way = way
-        optimizer = StackedOptimizer(net.weights, recipe_of(optimizers, nets))
+        optimizer = StackedOptimizer(net.weights, spec_of(optimizers, nets))
 
         def step() -> None:
             optimizer.zero_grad()

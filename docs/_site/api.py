@@ -1,4 +1,4 @@
-"""The API reference: every name of `lightning_tricks.__all__`, and what each room offers beside."""
+"""The API reference: every name of `lightning_tricks.__all__`, and what each subpackage offers beside."""
 
 import inspect
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from types import ModuleType
 
 import lightning_tricks
 
-ROOMS = {
+SUBPACKAGES = {
     "nets": "Networks",
     "init": "Initialisation",
     "optim": "Optimizers",
@@ -16,30 +16,32 @@ ROOMS = {
     "data.augment": "Augmentation",
     "modules": "LightningModules",
     "callbacks": "Callbacks",
+    "loggers": "Loggers",
     "uncertainty": "Uncertainty",
     "diagnosis": "Diagnosis",
+    "stacked": "Many nets as one",
     "tune": "Cross-validation and search",
     "plots": "Pictures",
 }
 
 
 def write(folder):
-    """Write one page per room and a table of all names that `import lightning_tricks as lt` gives."""
+    """Write one page per subpackage and a table of all names that `import lightning_tricks as lt` gives."""
     folder.mkdir(parents=True, exist_ok=True)
     top = [name for name in lightning_tricks.__all__ if name != "__version__"]
     rows = "\n".join(
         f"   * - :py:obj:`~lightning_tricks.{name}`\n     - {_summary(name)}" for name in sorted(top, key=str.lower)
     )
-    pages = "\n".join(f"   {room}" for room in ROOMS)
+    pages = "\n".join(f"   {subpackage}" for subpackage in SUBPACKAGES)
     _put(
         folder / "index.rst",
         f"{_title('API reference')}With ``import lightning_tricks as lt``, these are ``lt.NAME``:\n\n"
         f".. list-table::\n   :widths: 30 70\n\n{rows}\n\n"
-        "Each room has more to offer, such as every operation of augmentation and every measure of uncertainty:\n\n"
+        "Each subpackage has more to offer, such as every operation of augmentation and measure of uncertainty:\n\n"
         f".. toctree::\n   :maxdepth: 1\n\n{pages}\n",
     )
-    for room, title in ROOMS.items():
-        _put(folder / f"{room}.rst", _room(room, title, top))
+    for subpackage, title in SUBPACKAGES.items():
+        _put(folder / f"{subpackage}.rst", _page(subpackage, title, top))
 
 
 def skip_hooks(app, what, name, member, skip, options):
@@ -53,14 +55,14 @@ def skip_hooks(app, what, name, member, skip, options):
     return skip or any(name in vars(base) for base in foreign)
 
 
-def _room(room, title, top):
-    module = import_module(f"lightning_tricks.{room}")
+def _page(subpackage, title, top):
+    module = import_module(f"lightning_tricks.{subpackage}")
     names = _public(module)
-    first = [name for name in names if lightning_tricks._ROOM_OF.get(name) == room]
+    first = [name for name in names if lightning_tricks._SUBPACKAGE_OF.get(name) == subpackage]
     rest = [name for name in names if name not in top]
     text = _title(title) + (inspect.getdoc(module) or "") + "\n\n"
     text += _section("Top level", ".. py:currentmodule:: lightning_tricks\n\n", "lightning_tricks", first)
-    where = f"lightning_tricks.{room}"
+    where = f"lightning_tricks.{subpackage}"
     text += f".. py:module:: {where}\n\n"
     return text + _section(f"In ``{where}``", "", where, rest)
 
@@ -89,9 +91,9 @@ def _is_ours(thing, module):
     if isinstance(thing, ModuleType):
         return False
     home = getattr(thing, "__module__", module.__name__) or module.__name__
-    if module.__name__.endswith("splits"):  # this room is one file, so what it imports shows, too
+    if module.__name__.endswith("splits"):  # this subpackage is one file, so what it imports shows, too
         return home == module.__name__
-    return home.startswith("lightning_tricks")
+    return home.split(".")[:2] == module.__name__.split(".")[:2]  # what it offers again stands on the other page
 
 
 def _summary(name):

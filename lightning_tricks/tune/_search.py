@@ -73,7 +73,7 @@ def search(
     reason and the search goes on; three such in a row end it, and so does a mistake that every trial would make. A
     killed training goes on from its last checkpoint, a killed search where it was: call it again with the same
     arguments. Called at the same time on another machine that sees the folder (or the storage), it joins in; so does
-    :func:`~lightning_tricks.tune.join`, which reads the arguments from the study.
+    :func:`~lightning_tricks.join`, which reads the arguments from the study.
 
     What the best of many trials promises is too good. So the best three are trained again with three other seeds each,
     the best mean wins, and only the winner's trainings see the test set.
