@@ -7,6 +7,7 @@ import torch
 from augment_helpers import pictures, with_params
 from torchvision.transforms.v2 import functional as tv
 
+from lightning_tricks._base import UserInputError
 from lightning_tricks.data.augment import (
     AutoContrast,
     BatchAugment,
@@ -194,6 +195,24 @@ def test_greyscale_is_torchvisions(images):
     expected = images.float() / 255
     expected = tv.rgb_to_grayscale(expected, images.shape[1]) if images.shape[1] == 3 else expected
     torch.testing.assert_close(out, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("op", [Grayscale(), Saturation()])
+@pytest.mark.parametrize("factor", [0.0, 0.4, 1.7])
+def test_grey_leaves_transparency_out_and_alone(op, factor):
+    colours, alpha = pictures(channels=3, bright=False), pictures(channels=1)
+    out = with_params([(op, {"factor": factor})], torch.cat([colours, alpha], 1)).images
+    alone = with_params([(op, {"factor": factor})], colours).images
+    torch.testing.assert_close(out, torch.cat([alone, alpha / 255], 1), atol=1e-5, rtol=0)
+    grey_and_alpha = torch.cat([alpha, alpha.flip(0)], 1)
+    torch.testing.assert_close(with_params([(op, {"factor": factor})], grey_and_alpha).images, grey_and_alpha / 255)
+
+
+@pytest.mark.parametrize("op", [Hue(), HueHSV()])
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_hue_needs_to_know_the_colours(op, channels):
+    with pytest.raises(UserInputError, match=rf"needs pictures with 3 channels .*, but got {channels}\. Leave"):
+        with_params([(op, {"turn": 0.2})], torch.zeros(2, channels, 4, 4, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 1.0])

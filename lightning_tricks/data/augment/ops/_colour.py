@@ -18,6 +18,7 @@ from lightning_tricks.data.augment.ops._op import (
     check_p,
     chosen,
     constant,
+    has_hue,
 )
 
 # ITU-R BT.601 luma, as rounded by torchvision's rgb_to_grayscale.
@@ -70,7 +71,9 @@ class Contrast(FactorDraw, ColourOp):
 
 @dataclass(frozen=True)
 class Saturation(FactorDraw, ColourOp):
-    """Blend with (or move away from) the grey picture. Nothing to do where there is one channel.
+    """Blend with (or move away from) the grey picture; transparency stays. Nothing to do for grey pictures.
+
+    Two channels are grey and transparency, four are red, green, blue and transparency.
 
     Args:
         amount: the factor is uniform in [max(0, 1 − amount), 1 + amount].
@@ -88,7 +91,9 @@ class Saturation(FactorDraw, ColourOp):
 
 @dataclass(frozen=True)
 class Grayscale(ColourOp):
-    """Turn into grey, in all channels. Nothing to do where there is one channel.
+    """Turn into grey, in all channels; transparency stays. Nothing to do for grey pictures.
+
+    Two channels are grey and transparency, four are red, green, blue and transparency.
 
     Args:
         p: probability that a sample turns grey.
@@ -119,7 +124,7 @@ class Hue(TurnDraw, ColourOp):
 
     This is linear, hence free when it folds; it keeps the luma. It is another operator than the hue of HSV that
     torchvision turns (the mean difference between the two is as large as their effect): for that one, see
-    :class:`HueHSV`. Nothing to do where there is one channel.
+    :class:`HueHSV`. Nothing to do where there is one channel; pictures of 2, 4 or more channels are refused.
 
     Args:
         amount: the turn is uniform in [−amount, amount] of a full circle, at most 0.5.
@@ -132,7 +137,7 @@ class Hue(TurnDraw, ColourOp):
 
     def after(self, first: Linear, params: Params) -> Linear:
         """Rotate I and Q, keep Y."""
-        if first.t.shape[1] == 1:
+        if not has_hue("Hue", first.t.shape[1]):
             return first
         still, cosine, sine = (constant(part, first.t) for part in _yiq_parts())
         angle = (params["turn"] * (2 * pi))[:, None, None]
@@ -146,17 +151,21 @@ def grey_weights(like: Tensor) -> Tensor:
 
 
 def towards_grey(first: Linear, factor: Tensor) -> Linear:
-    """Return ``first`` followed by ``factor·x + (1 − factor)·grey(x)``."""
-    if first.t.shape[1] == 1:
+    """Return ``first`` followed by ``factor·x + (1 − factor)·grey(x)``, with transparency as it was."""
+    channels = first.t.shape[1]
+    if channels <= 2:  # grey, or grey and transparency
         return first
-    weights = grey_weights(first.t)
-    rest = (1 - factor)[:, None, None]
-    scaled = first.scaled(factor)
-    return Linear(
-        scaled.m + rest * (weights @ first.m)[:, None, :],
-        None if scaled.n is None or first.n is None else scaled.n + rest * (weights @ first.n)[:, None, :],
-        scaled.t + rest[:, 0] * (first.t @ weights)[:, None],
-    )
+    eye = torch.eye(channels, dtype=first.t.dtype, device=first.t.device)
+    grey = constant(_grey_rows(channels), first.t)  # (C, C)
+    factor = factor[:, None, None]
+    return first.through(factor * eye + (1 - factor) * grey)
+
+
+def _grey_rows(channels: int) -> tuple[tuple[float, ...], ...]:
+    """Return the matrix that makes every colour channel grey and keeps the transparency of red, green, blue, alpha."""
+    if channels == 4:
+        return ((*LUMA, 0.0),) * 3 + ((0.0, 0.0, 0.0, 1.0),)
+    return (LUMA if channels == 3 else (1 / channels,) * channels,) * channels
 
 
 @lru_cache(maxsize=1)

@@ -185,6 +185,20 @@ class CoinDraw(Op):
         return {"on": chosen(u[:, 0], self.p)}
 
 
+def has_hue(name: str, channels: int) -> bool:
+    """Whether pictures of so many channels have colours to turn: three do, one does not.
+
+    Raises:
+        UserInputError: for any other number, of which it is unknown which channels are red, green and blue.
+    """
+    if channels not in (1, 3):
+        raise UserInputError(
+            f"{name} needs pictures with 3 channels (red, green, blue) or 1 (grey, which stays), but got {channels}. "
+            f"Leave {name} out, or drop the channels that are no colours, such as transparency."
+        )
+    return channels == 3
+
+
 def chosen(u: Tensor, p: float) -> Tensor:
     """Return which samples an operation acts on: ``(B,)`` bool, each with probability ``p``."""
     return u < p

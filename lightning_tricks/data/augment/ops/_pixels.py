@@ -22,6 +22,7 @@ from lightning_tricks.data.augment.ops._op import (
     check_p,
     chosen,
     constant,
+    has_hue,
     only,
 )
 
@@ -31,6 +32,8 @@ _NO_BLUR = 1e-3  # pixels: the neighbours' weights vanish in float32
 @dataclass(frozen=True)
 class HueHSV(TurnDraw, PixelOp):
     """Turn the hue of HSV, as torchvision's ``adjust_hue`` does. Slower than :class:`Hue`: it does not fold.
+
+    Nothing to do where there is one channel; pictures of 2, 4 or more channels are refused.
 
     Args:
         amount: the turn is uniform in [−amount, amount] of a full circle, at most 0.5.
@@ -47,7 +50,7 @@ class HueHSV(TurnDraw, PixelOp):
 
     def apply(self, images: Tensor, params: Params, space: Space) -> Tensor:
         """Turn the hue, keep value and saturation."""
-        if images.shape[1] != 3:
+        if not has_hue("HueHSV", images.shape[1]):
             return images
         red, green, blue = images.unbind(1)
         high, low = images.amax(1), images.amin(1)
