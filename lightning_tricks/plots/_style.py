@@ -39,5 +39,6 @@ def new_figure(
 def _tidy(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=8)
+    ax.tick_params(which="minor", labelsize=7)  # matplotlib labels them at 10 points on short logarithmic axes
     ax.grid(visible=True, color="0.9", linewidth=0.6)
     ax.set_axisbelow(True)

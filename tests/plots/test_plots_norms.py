@@ -93,3 +93,12 @@ def test_a_search_for_the_rate_that_found_nothing_is_drawn():
     figure = lr_find_figure([1e-3, 1e-2], [float("nan")] * 2, {"minimum": None, "steepest": None}, chosen="minimum")
     assert len(figure.axes[0].get_lines()) == 1
     assert figure.axes[0].get_legend() is None
+
+
+def test_minor_labels_of_logarithmic_axes_are_smaller_than_major_ones():
+    figure = learning_curves({"val_loss": [(0, 0.9), (1, 0.5), (2, 0.31)]})  # under a decade: minor ticks are labelled
+    figure.draw_without_rendering()
+    axis = figure.axes[0].yaxis
+    minor = [tick.label1 for tick in axis.get_minor_ticks() if tick.label1.get_text()]
+    assert minor
+    assert max(label.get_size() for label in minor) < axis.get_major_ticks()[0].label1.get_size()
