@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lightning_tricks.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
     from lightning_tricks.callbacks import WeightInit as WeightInit
     from lightning_tricks.callbacks import WeightPenalty as WeightPenalty
+    from lightning_tricks.callbacks import last_checkpoint as last_checkpoint
     from lightning_tricks.callbacks import lr_find as lr_find
     from lightning_tricks.callbacks import recipe as recipe
     from lightning_tricks.data import BatchAugment as BatchAugment
@@ -111,6 +112,7 @@ _SUBPACKAGE_OF = {
     "fit_stacked": "stacked",
     "init_weights": "init",
     "join": "tune",
+    "last_checkpoint": "callbacks",
     "lr_find": "callbacks",
     "mc_forward": "uncertainty",
     "param_groups": "optim",

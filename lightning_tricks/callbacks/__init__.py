@@ -1,6 +1,7 @@
 """Callbacks: thin shells on Lightning's hooks."""
 
 from lightning_tricks.callbacks._exact_resume import ExactResume as ExactResume
+from lightning_tricks.callbacks._last_checkpoint import last_checkpoint as last_checkpoint
 from lightning_tricks.callbacks._pruning import PruningCallback as PruningCallback
 from lightning_tricks.callbacks._recipe import recipe as recipe
 from lightning_tricks.callbacks._weight_init import WeightInit as WeightInit

@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_tricks.callbacks import PredictionWriter
+from lightning_tricks.cli._checkpoint import checkpoint_options
 from lightning_tricks.cli._command_names import TRAINER_COMMANDS
 from lightning_tricks.cli._completion import completion_script
 from lightning_tricks.cli._lightning import TricksCLI, add_trainer_options, fresh_path, run_folder
@@ -103,7 +104,7 @@ def _no_advertising() -> Iterator[None]:
 def _fit(cli: TricksCLI) -> int:
     trainer = cli.trainer
     _need_data(cli, "train_dataloader")
-    trainer.fit(cli.model, datamodule=cli.datamodule, **cli.options("ckpt_path", "weights_only"))
+    trainer.fit(cli.model, datamodule=cli.datamodule, **checkpoint_options(cli))
     if trainer.checkpoint_callbacks and not trainer.fast_dev_run:  # type: ignore[attr-defined]  # set elsewhere
         final = fresh_path(run_folder(trainer) / "final.ckpt") if trainer.is_global_zero else Path("final.ckpt")
         trainer.save_checkpoint(trainer.strategy.broadcast(final), weights_only=True)
@@ -115,7 +116,7 @@ def _judge(method: Literal["validate", "test"], loader: str, cli: TricksCLI) -> 
     _need_data(cli, loader)
     _say_if_untrained(cli)
     judge = getattr(cli.trainer, method)
-    judge(cli.model, datamodule=cli.datamodule, **cli.options("ckpt_path", "weights_only"))
+    judge(cli.model, datamodule=cli.datamodule, **checkpoint_options(cli))
     return 0
 
 
@@ -134,9 +135,7 @@ def _predict(cli: TricksCLI) -> int:
     _say_if_untrained(cli)
     predictor = MCDropoutPredictor(cli.model, cli.config.samples, **cli.config.dropout)
     cli.trainer.callbacks.append(_writer(cli))  # type: ignore[attr-defined]  # the trainer sets it in another class
-    cli.trainer.predict(
-        predictor, datamodule=cli.datamodule, return_predictions=False, **cli.options("ckpt_path", "weights_only")
-    )
+    cli.trainer.predict(predictor, datamodule=cli.datamodule, return_predictions=False, **checkpoint_options(cli))
     _say(cli, f"predictions: {cli.config.out}")
     return 0
 

@@ -45,6 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except SystemExit as end:
+        if _is_ctrl_c(end) and arguments[:1] != ["run"]:  # a script ends with the code that it ends with on its own
+            print("interrupted", file=sys.stderr)
+            return 130
+        raise
     except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
         sys.stderr.close()
         return 1
@@ -67,6 +72,11 @@ def _run(arguments: list[str]) -> int:
         return run_command(command, [argument for argument in arguments[1:] if argument != "--debug"])
     parsed = _parser().parse_args(arguments)
     return int(parsed.run(parsed))
+
+
+def _is_ctrl_c(end: SystemExit) -> bool:
+    """Whether the Trainer ended the process after Ctrl-C, which it does with code 1."""
+    return end.code == 1 and isinstance(end.__context__, KeyboardInterrupt)
 
 
 def _sentence(error: Exception) -> str:
