@@ -13,9 +13,7 @@ Example:
 """
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from fractions import Fraction
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -23,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_tricks._base import UserInputError, check_range
+from lightning_tricks.data._group_folds import cut_by_class_and_group, renamed_groups, stratified_group_folds
 from lightning_tricks.data._times import sortable_times
 
-FINEST = 20  # folds for a share that is not 1/k: more take longer, and hold fewer groups each
 Values = Sequence[Any] | npt.NDArray[Any]
 
 
@@ -118,7 +116,7 @@ def k_fold(
         >>> [sorted(row // 3 for row in fold.val) for fold in folds]
         [[0, 1], [0, 1], [0, 1]]
     """
-    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold
 
     check_range("k", k, low=2)
     check_range("repeats", repeats, low=1)
@@ -137,24 +135,14 @@ def k_fold(
     folds: list[Fold] = []
     for repeat in range(repeats):
         draw = (seed + repeat) % 2**32
-        mixed: Values | None
         if stratify is not None and groups is not None:
-            splitter, mixed = StratifiedGroupKFold(k), _renamed(groups, draw)
-        else:
-            make = splitters[stratify is not None, groups is not None]
-            splitter, mixed = make(n_splits=k, shuffle=True, random_state=draw), groups
-        folds += from_sklearn(splitter, n, labels=stratify, groups=mixed)
+            vals = stratified_group_folds(k, np.asarray(stratify), renamed_groups(groups, draw))
+            folds += [Fold(np.setdiff1d(np.arange(n), val).tolist(), val.tolist()) for val in vals]
+            continue
+        make = splitters[stratify is not None, groups is not None]
+        splitter = make(n_splits=k, shuffle=True, random_state=draw)
+        folds += from_sklearn(splitter, n, labels=stratify, groups=groups)
     return folds
-
-
-def _renamed(groups: Values, seed: int) -> npt.NDArray[Any]:
-    """Give the groups other names at random: what shuffles them where scikit-learn's own shuffle loses the balance.
-
-    Before 1.8, ``StratifiedGroupKFold(shuffle=True)`` dealt groups out in an order that ignored their classes.
-    """
-    _, codes = np.unique(np.asarray(groups), return_inverse=True)
-    names: npt.NDArray[Any] = np.random.default_rng(seed).permutation(int(codes.max()) + 1)
-    return names[codes]
 
 
 def time_series(
@@ -344,7 +332,7 @@ def _cut(
         elif classes is None:
             kept, cut = next(GroupShuffleSplit(1, test_size=share, random_state=seed).split(rows, None, groups))
         else:
-            kept, cut = _cut_by_class_and_group(share, classes, _renamed(groups, seed))
+            kept, cut = cut_by_class_and_group(share, classes, renamed_groups(groups, seed))
     except ValueError as error:
         raise UserInputError(
             f"{len(rows)} rows cannot give up a part of {share:.0%} as asked: {error} Change the fractions or add data."
@@ -352,34 +340,6 @@ def _cut(
     if not len(kept) or not len(cut):
         raise UserInputError(f"a part of {share:.0%} of {len(rows)} rows would be empty. Add data or groups.")
     return kept, cut
-
-
-def _cut_by_class_and_group(
-    share: float, classes: npt.NDArray[Any], groups: npt.NDArray[Any]
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Return the positions outside and inside of some stratified folds: of one if the share is about ``1/k``."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    names, codes, sizes = np.unique(classes, return_inverse=True, return_counts=True)
-    most = min(max(FINEST, round(1 / share)), len(np.unique(groups)), int(sizes.max()))  # folds that scikit-learn makes
-    wanted, k = _nearest_ratio(share, most)
-    with warnings.catch_warnings():  # of a rare class there is none in some folds, but some in a part of several
-        warnings.filterwarnings("ignore", "The least populated class in y", UserWarning)
-        folds = [fold for _, fold in StratifiedGroupKFold(k).split(classes, codes, groups)]
-    chosen = np.arange(1)
-    if wanted > 1:  # neighbouring folds whose number of rows, of each class and of all, comes nearest to the share
-        of_class = [np.bincount(codes[fold], minlength=len(names)) / sizes for fold in folds]
-        parts = np.column_stack([of_class, [len(fold) / len(codes) for fold in folds]])  # (k, C + 1)
-        runs = [np.arange(start, start + length) % k for length in range(1, k) for start in range(k)]
-        chosen = min(runs, key=lambda run: float(np.abs(parts[run].sum(axis=0) - share).mean()))
-    cut = np.sort(np.concatenate([folds[i] for i in chosen]))
-    return np.setdiff1d(np.arange(len(codes)), cut), cut
-
-
-def _nearest_ratio(share: float, most: int) -> tuple[int, int]:
-    """Return ``p`` and ``q``, at most ``most`` but at least 2, whose ratio within (0, 1) is nearest to the share."""
-    least = Fraction(1, max(2, most))
-    return min(max(Fraction(share).limit_denominator(least.denominator), least), 1 - least).as_integer_ratio()
 
 
 def _by_time(time: npt.NDArray[Any], shares: Sequence[float]) -> list[list[int]]:

@@ -11,6 +11,7 @@ from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold
 
 from lightning_tricks._base import UserInputError
 from lightning_tricks.data import splits
+from lightning_tricks.data._group_folds import renamed_groups
 
 quick = settings(max_examples=40, deadline=None)
 fractions = st.lists(st.integers(1, 5), min_size=2, max_size=4).map(lambda parts: [part / sum(parts) for part in parts])
@@ -77,7 +78,7 @@ def test_parts_by_class_and_group_are_as_large_as_asked(weights, seed):
 @pytest.mark.parametrize("share", [0.5, 0.25, 0.2, 0.1, 0.05, 0.04, 1 / 3])
 def test_one_kth_by_class_and_group_is_one_fold_of_scikit_learns(share):
     groups, labels = np.arange(400) // 4, np.arange(400) % 3
-    names = splits._renamed(groups, 7)
+    names = renamed_groups(groups, 7)
     train, val = next(StratifiedGroupKFold(round(1 / share)).split(groups, labels, names))
     assert splits.holdout(400, (1 - share, share), groups=groups, stratify=labels, seed=7) == [
         train.tolist(),
@@ -297,3 +298,20 @@ def test_parts_are_checked():
     ):
         with pytest.raises(UserInputError, match=message):
             splits.check_parts(parts, 6)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "of_group"),
+    [
+        ([55, 14, 15, 30, 55, 21], [0, 3, 3, 1, 1, 4]),  # empty in scikit-learn 1.9.1 for some orders of the groups
+        ([29, 42, 51, 51, 24, 7, 43, 24, 10], [0, 2, 1, 0, 1, 3, 3, 3, 2]),  # in every order
+        ([42, 26, 38, 11, 19], [1, 1, 0, 3, 2]),
+    ],
+)
+def test_no_fold_of_whole_groups_is_empty(sizes, of_group):
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    for seed in range(10):
+        folds = splits.k_fold(len(groups), len(sizes), stratify=np.array(of_group)[groups], groups=groups, seed=seed)
+        assert sorted(len(fold.val) for fold in folds) == sorted(sizes), "as many groups as folds: one group in each"
+        for train, val in folds:
+            assert sorted(train + val) == list(range(len(groups)))
