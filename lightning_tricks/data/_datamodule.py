@@ -264,7 +264,7 @@ class SplitDataModule(LightningDataModule, Generic[Opened]):
 
     @property
     def _predicted(self) -> str:
-        return "test" if "test" in self._ready() else "val"
+        return next(name for name in ("predict", "test", "val") if name in self._ready())
 
     def _ready(self) -> dict[str, Part]:
         if not self.parts:

@@ -212,16 +212,23 @@ BAD = {
     "empty": (pd.DataFrame({"a": ["x", None] * 25, "y": range(N)}), "y", "column 'a' has 25 NaN or empty"),
     "inf": (np.full((N, 2), np.inf), np.arange(N), "column 'x0' has infinities"),
     "nan target": (np.eye(N), [np.nan, 1.5] * 25, "25 are NaN or infinite"),
-    "no label": (pd.DataFrame({"a": range(N), "y": ["x", None] * 25}), "y", "25 are empty"),
+    "no label": (pd.DataFrame({"a": np.arange(N) % 7, "y": ["x", None] * 25}), "y", "25 are empty"),
     "gaps": (np.eye(N), [1, 2] * 25, r"labels must be 0..1 without gaps.*classes=\[...\]"),
     "no column": (pd.DataFrame({"a": range(N)}), "y", "no column 'y'.*columns are: a"),
     "no feature": (pd.DataFrame({"y": range(N)}), "y", "at least one column of features"),
     "length": (np.eye(N), range(3), r"50 rows, but got shape \(3,\)"),
     "text": (np.full((N, 1), "a"), range(N), "array of features must hold numbers.*pandas.DataFrame"),
     "axes": (np.zeros(N), range(N), r"axes \(rows, columns\)"),
-    "time": (pd.DataFrame({"t": pd.date_range("2024", periods=N), "y": range(N)}), "y", "column 't' holds times"),
+    "times to predict": (
+        pd.DataFrame({"a": np.arange(N) % 7, "y": pd.date_range("2024", periods=N)}),
+        "y",
+        "holds times",
+    ),
     "array's length": (pd.DataFrame({"a": range(N)}), np.arange(N - 1), "one value per row: 50 rows, but got 49"),
-    "no target": (np.eye(N), None, "need a target array"),
+    "no target": (np.eye(N), None, "needs a target to learn.*got None"),
+    "no target of a frame": (pd.DataFrame({"a": np.arange(N) % 7}), None, "needs a target to learn.*new_data"),
+    "no target named": (pd.DataFrame({"a": np.arange(N) % 7}), [], "needs a target: the name of a column"),
+    "a name twice": (pd.DataFrame(np.eye(N, 3), columns=["a", "a", "y"]), "y", "different names, but .* twice: a"),
 }
 
 

@@ -84,7 +84,7 @@ def test_an_unknown_group_or_class_is_refused(option):
 @pytest.mark.parametrize("form", ["%m/%d/%Y", "%d.%m.%Y", "%Y-%m-%d"])
 def test_no_training_row_of_a_table_is_younger_than_a_test_row(form):
     days = pd.Series(pd.date_range("2019-01-01", periods=200, freq="9D")).sample(frac=1, random_state=0)
-    frame = pd.DataFrame({"when": days.dt.strftime(form).to_numpy(), "x": np.arange(200.0), "y": np.arange(200.0)})
+    frame = pd.DataFrame({"when": days.dt.strftime(form).to_numpy(), "x": np.arange(200.0) % 7, "y": np.arange(200.0)})
     data = TabularDataModule(frame, "y", time="when")
     data.setup("fit")
     moments = days.to_numpy()

@@ -70,7 +70,6 @@ class TextDataModule(SplitDataModule[RawTexts]):
 
     Attributes:
         classes: names of the classes.
-        vocabulary: tokens in order of their codes; after ``setup``.
 
     Raises:
         UserInputError: for texts, labels or options that cannot be right.
@@ -106,7 +105,7 @@ class TextDataModule(SplitDataModule[RawTexts]):
         self._augment = _augmentation(augment, self.seed)
         check_range("word_dropout", word_dropout, low=0, high=1, open_high=True)
         self._drop_words = WordDropout(word_dropout, replace_with=1, seed=self.seed) if word_dropout else None
-        self.vocabulary: list[str] = []
+        self._vocabulary: list[str] = []
 
     @classmethod
     def from_pairs(cls, pairs: Iterable[tuple[str, Any]], **options: Unpack[TextOptions]) -> Self:
@@ -153,9 +152,14 @@ class TextDataModule(SplitDataModule[RawTexts]):
         """How many classes there are."""
         return len(self.classes)
 
+    @property
+    def vocabulary(self) -> list[str]:
+        """Tokens in order of their codes, padding and unknown first."""
+        self._ready()
+        return self._vocabulary
+
     def decode(self, codes: Tensor) -> list[str]:
         """Return the tokens of one text, without padding."""
-        self._ready()
         return [self.vocabulary[code] for code in codes.tolist() if code]
 
     def _open(self) -> RawTexts:
@@ -170,13 +174,13 @@ class TextDataModule(SplitDataModule[RawTexts]):
     def _fit(self, opened: RawTexts, train: Sequence[int]) -> EncodedTexts:
         self._raw = copy.copy(opened)  # a fold learns its own vocabulary
         tokens = [self._raw.tokens(self._texts[row]) for row in train]
-        self.vocabulary = build_vocabulary(tokens, size=self._size, min_count=self._min_count)
-        if len(self.vocabulary) == 2:
+        self._vocabulary = build_vocabulary(tokens, size=self._size, min_count=self._min_count)
+        if len(self._vocabulary) == 2:
             raise UserInputError(
                 f"no token is in the vocabulary: the training texts have none {self._min_count} times. Lower min_count."
             )
-        self.vocabulary += self._brought_in(train, {token for text in tokens for token in text})
-        self._raw.code = {token: i for i, token in enumerate(self.vocabulary)}
+        self._vocabulary += self._brought_in(train, {token for text in tokens for token in text})
+        self._raw.code = {token: i for i, token in enumerate(self._vocabulary)}
         self._encoded = EncodedTexts(self._raw)
         return self._encoded
 
@@ -190,7 +194,7 @@ class TextDataModule(SplitDataModule[RawTexts]):
             for row in train
         )
         new = [token for token in build_vocabulary(changed)[2:] if token not in own]
-        return new if self._size is None else new[: self._size - len(self.vocabulary)]
+        return new if self._size is None else new[: self._size - len(self._vocabulary)]
 
     def _part(self, name: str) -> Part:
         part = super()._part(name)

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lightning_tricks._base import UserInputError
 from lightning_tricks.data.augment import WordDropout
-from lightning_tricks.data.tables._reading import SEPARATORS, wrong_encoding
+from lightning_tricks.data.tables._files import SEPARATORS, find_separator, wrong_encoding
 
 PADDING, UNKNOWN = "<pad>", "<unk>"  # codes 0 and 1
 Tokenize = Callable[[str], list[str]]
@@ -153,8 +153,10 @@ def read_pairs(
     except LookupError:
         raise UserInputError(f"there is no encoding {encoding!r}. Try 'utf-8' or 'latin-1'.") from None
     rows = content.splitlines(keepends=True)
+    if rows and separator not in rows[0]:
+        separator = find_separator("".join(rows[:50]), separator)
     # In tab-separated files quotation marks are usually part of the text.
-    reader = csv.reader(rows) if separator == "," else csv.reader(rows, delimiter="\t", quoting=csv.QUOTE_NONE)
+    reader = csv.reader(rows, delimiter=separator, quoting=csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL)
     lines = [line for line in reader if line]
     if len(lines) <= header:
         raise UserInputError(f"{path} has no line of text.")
