@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import quiet_trainer
 
-from lightning_tricks import MLP, Classifier, MCDropoutPredictor, Regressor, TabularDataModule
+from lightning_tricks import MLP, Classifier, MCDropoutPredictor, Regressor, TabularDataModule, TextDataModule
 from lightning_tricks._base import UserInputError
 
 N = 60
@@ -142,3 +142,41 @@ def test_it_travels_to_another_process(frame):
     new = TabularDataModule(frame, "price").new_data(frame.iloc[:4])
     for other in (pickle.loads(pickle.dumps(new)), copy.deepcopy(new)):
         assert torch.equal(predicted(other)[0], predicted(new)[0])
+
+
+TEXTS = ["a good film", "a bad film", "so good", "so very bad indeed"] * 5
+
+
+def test_texts_are_coded_by_the_vocabulary_of_the_training_part():
+    data = TextDataModule(TEXTS, [1, 0, 1, 0] * 5, batch_size=3, augment=lambda text, index, epoch: f"{text} more")
+    data.setup()
+    rows = data.parts["test"].rows
+    new = data.new_data(pd.Series(TEXTS)[rows])
+    for one, other in zip(predicted(new), predicted(data), strict=True):
+        assert torch.equal(one, other)
+    assert new.row_names == [str(row) for row in rows]
+    assert new.vocabulary == data.vocabulary
+    assert new.describe() == "TextDataModule: predict 4"
+    (found,) = predicted(data.new_data(["so strange"]))
+    assert data.decode(found[0]) == ["so", "<unk>"]
+    assert data.new_data(["so"]).row_names == []
+    assert len(data.parts["test"]) == 4
+
+
+def test_new_texts_that_are_none_get_a_sentence():
+    data = TextDataModule(TEXTS, [1, 0, 1, 0] * 5)
+    with pytest.raises(UserInputError, match="got one string"):
+        data.new_data("so good")
+    with pytest.raises(UserInputError, match="text 1 is None"):
+        data.new_data(["a", None])
+    with pytest.raises(UserInputError, match="there are no texts"):
+        data.new_data([])
+    with pytest.raises(UserInputError, match="has no train part, only predict"):
+        data.new_data(["so"]).train_dataloader()
+
+
+def test_new_texts_are_predicted_under_a_trainer():
+    data = TextDataModule(TEXTS, [1, 0, 1, 0] * 5)
+    net = torch.nn.Sequential(torch.nn.EmbeddingBag(len(data.vocabulary), 4), torch.nn.Linear(4, 2))
+    (probs,) = quiet_trainer().predict(Classifier(net, num_classes=2), data.new_data(["so good", "bad"]))
+    assert probs.shape == (2, 2)

@@ -71,6 +71,8 @@ class TextDataModule(SplitDataModule[RawTexts]):
     Attributes:
         classes: names of the classes.
 
+        row_names: names of the texts of :meth:`new_data`, if they have some.
+
     Raises:
         UserInputError: for texts, labels or options that cannot be right.
 
@@ -106,6 +108,7 @@ class TextDataModule(SplitDataModule[RawTexts]):
         check_range("word_dropout", word_dropout, low=0, high=1, open_high=True)
         self._drop_words = WordDropout(word_dropout, replace_with=1, seed=self.seed) if word_dropout else None
         self._vocabulary: list[str] = []
+        self.row_names: list[str] = []
 
     @classmethod
     def from_pairs(cls, pairs: Iterable[tuple[str, Any]], **options: Unpack[TextOptions]) -> Self:
@@ -162,11 +165,43 @@ class TextDataModule(SplitDataModule[RawTexts]):
         """Return the tokens of one text, without padding."""
         return [self.vocabulary[code] for code in codes.tolist() if code]
 
+    def new_data(self, texts: Sequence[str]) -> Self:
+        """Return a copy that predicts other texts, encoded with the vocabulary of the training part.
+
+        Args:
+            texts: one string per sample, at least one.
+
+        Returns:
+            A DataModule whose :meth:`predict_dataloader` gives ``(tokens,)``; ``row_names`` is the index of a
+            ``pandas.Series``, unless that only counts, else empty.
+
+        Raises:
+            UserInputError: if one is no string, or empty.
+
+        Example:
+            >>> data = TextDataModule(["good film", "bad film", "so good", "so bad"] * 5, [1, 0, 1, 0] * 5)
+            >>> (tokens,) = next(iter(data.new_data(["so so", "very good"]).predict_dataloader()))
+            >>> [data.decode(row) for row in tokens]
+            [['so', 'so'], ['<unk>', 'good']]
+        """
+        self._ready()
+        checked = _check_texts(texts)
+        new = RawTexts(checked, None, self._tokenize, self._max_length)
+        new.code = self._raw.code
+        other = copy.copy(self)
+        other.trainer = None
+        other._restored = {}
+        index: Any = getattr(texts, "index", None)
+        plain = index is None or callable(index) or type(index).__name__ == "RangeIndex"
+        other.row_names = [] if plain else [str(name) for name in index]
+        other.parts = {"predict": Part(EncodedTexts(new), range(len(checked)))}
+        return other
+
     def _open(self) -> RawTexts:
         return RawTexts(self._texts, self._y, self._tokenize, self._max_length)
 
-    def _labels(self) -> Tensor:
-        return self._y
+    def _labels(self) -> Tensor | None:
+        return None if "predict" in self.parts else self._y
 
     def _class_names(self) -> list[str]:
         return self.classes

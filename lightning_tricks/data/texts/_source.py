@@ -46,12 +46,12 @@ class RawTexts:
 
     Args:
         texts: the texts.
-        labels: ``int64 (N,)``.
+        labels: ``int64 (N,)``, or None if they are not known.
         tokenize: from text to tokens.
         max_length: tokens kept of each text.
     """
 
-    def __init__(self, texts: Sequence[str], labels: Tensor, tokenize: Tokenize, max_length: int) -> None:
+    def __init__(self, texts: Sequence[str], labels: Tensor | None, tokenize: Tokenize, max_length: int) -> None:
         self.texts = texts
         self.labels = labels
         self.tokenize = tokenize
@@ -83,10 +83,10 @@ class ChangedTexts(RawTexts):
         self.code = texts.code
         self.change = change
 
-    def read(self, rows: Sequence[int], epoch: int) -> tuple[Tensor, Tensor]:
-        """Return codes ``int64 (B, L)``, padded with 0 to the longest text, and classes ``int64 (B,)``."""
+    def read(self, rows: Sequence[int], epoch: int) -> tuple[Tensor, ...]:
+        """Return codes ``int64 (B, L)``, padded with 0 to the longest text, and classes ``int64 (B,)`` if known."""
         codes = [self.codes(self.change(self.texts[row], index=row, epoch=epoch)) for row in rows]
-        return _padded(codes), self.labels[torch.as_tensor(rows)]
+        return _with_labels(codes, self.labels, rows)
 
 
 class EncodedTexts:
@@ -106,10 +106,10 @@ class EncodedTexts:
     def __len__(self) -> int:
         return len(self.ends)
 
-    def read(self, rows: Sequence[int], epoch: int) -> tuple[Tensor, Tensor]:
-        """Return codes ``int64 (B, L)``, padded with 0 to the longest text, and classes ``int64 (B,)``."""
+    def read(self, rows: Sequence[int], epoch: int) -> tuple[Tensor, ...]:
+        """Return codes ``int64 (B, L)``, padded with 0 to the longest text, and classes ``int64 (B,)`` if known."""
         codes = [self.flat[self.ends[row] - self.lengths[row] : self.ends[row]].long() for row in rows]
-        return _padded(codes), self.labels[torch.as_tensor(rows)]
+        return _with_labels(codes, self.labels, rows)
 
 
 class DropWords:
@@ -128,8 +128,9 @@ class DropWords:
         return self.drop(codes, index=torch.as_tensor(rows), epoch=epoch), labels
 
 
-def _padded(codes: list[Tensor]) -> Tensor:
-    return pad_sequence(codes, batch_first=True)
+def _with_labels(codes: list[Tensor], labels: Tensor | None, rows: Sequence[int]) -> tuple[Tensor, ...]:
+    padded = pad_sequence(codes, batch_first=True)
+    return (padded,) if labels is None else (padded, labels[torch.as_tensor(rows)])
 
 
 def read_pairs(
