@@ -26,7 +26,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.faults._registry import FAULTS, PROGRAMS, Run, load_module, plan
-from benchmarks.faults._run import DIAGNOSIS, run
+from benchmarks.faults._run import DIAGNOSIS, run_with
 from benchmarks.faults._table import Results, markdown, rate
 
 
@@ -77,19 +77,12 @@ def read(path: Path) -> list[dict]:
 
 
 def results_of(cells: list[Run], args: argparse.Namespace):
-    work = partial(_run_with, args.module, args.budget)
+    work = partial(run_with, args.module, args.budget)
     if args.jobs == 1:
         yield from tqdm(map(work, cells), total=len(cells), desc="runs")
         return
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
         yield from tqdm(pool.imap_unordered(work, cells), total=len(cells), desc="runs")
-
-
-def _run_with(modules: list[Path], budget: str, cell: Run) -> dict:
-    if cell.program not in PROGRAMS or (cell.fault != "healthy" and cell.fault not in FAULTS):
-        for path in modules:  # in a process of its own
-            load_module(path)
-    return run(cell, budget=budget)
 
 
 def show(records: list[dict], *, missing: bool) -> None:

@@ -6,6 +6,7 @@ import os
 import time
 import warnings
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,17 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 import lightning_tricks as lt
 from benchmarks.faults._case import Case
-from benchmarks.faults._registry import PROGRAMS, Run, build
+from benchmarks.faults._registry import FAULTS, PROGRAMS, Run, build, load_module
 
 DIAGNOSIS = getattr(lt, "Diagnosis", None)
+
+
+def run_with(modules: list[Path], budget: str, cell: Run) -> dict[str, Any]:
+    """Run one cell; in a process of its own, which knows this module but not ``__main__``, load further programs."""
+    if cell.program not in PROGRAMS or (cell.fault != "healthy" and cell.fault not in FAULTS):
+        for path in modules:
+            load_module(path)
+    return run(cell, budget=budget)
 
 
 def run(cell: Run, *, budget: str = "full") -> dict[str, Any]:
