@@ -1,6 +1,6 @@
 """Times as something that sorts as time does: numbers and dates; text is read as one of them, never sorted as text."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import date, datetime, timezone
 from decimal import Decimal
 from itertools import product
@@ -14,6 +14,7 @@ from lightning_tricks._base import UserInputError
 
 _DATES = ("%d.%m.%Y", "%Y/%m/%d", "%Y%m%d", "%m/%d/%Y", "%d/%m/%Y", "%d %b %Y", "%d-%b-%Y", "%b %d, %Y", "%B %d, %Y")
 _CLOCKS = ("", " %H:%M", " %H:%M:%S")
+_UNKNOWN = frozenset({"", "nan", "nat", "none", "null"})
 _CURE = "Parse it first, for example with pandas.to_datetime(column, format=...)."
 
 
@@ -40,7 +41,7 @@ def sortable_times(values: Sequence[Any] | npt.NDArray[Any]) -> npt.NDArray[Any]
     array = np.asarray(values, dtype=object if isinstance(values, list | tuple) else None)  # as they are, not as text
     if array.ndim != 1:
         raise UserInputError(f"time must have one axis with one value per row, but has the shape {array.shape}.")
-    _check_known(array)
+    check_known("time", array, texts=_UNKNOWN)
     if array.dtype.kind in "biufMm":
         return array
     items = [value.item() if isinstance(value, np.generic) else value for value in array]
@@ -56,24 +57,39 @@ def sortable_times(values: Sequence[Any] | npt.NDArray[Any]) -> npt.NDArray[Any]
     raise UserInputError(f"time must hold numbers, dates or text, one kind for all rows, but holds {', '.join(kinds)}.")
 
 
-def _check_known(array: npt.NDArray[Any]) -> None:
-    if array.dtype.kind in "fMm":
-        missing = np.isnan(array) if array.dtype.kind == "f" else np.isnat(array)
+def check_known(name: str, values: Sequence[Any] | npt.NDArray[Any], *, texts: Collection[str] = ()) -> None:
+    """Refuse values that are missing: None, NaN, NaT, NA.
+
+    Args:
+        name: of the argument, for the message.
+        values: one per row.
+        texts: what also counts as missing, in lower case and without spaces around it.
+
+    Raises:
+        UserInputError: with how many are missing and the first row.
+    """
+    array = np.asarray(values)
+    if array.dtype.kind in "biu" or (array.dtype.kind in "SU" and not texts):
+        return
+    if array.dtype.kind in "Mm":
+        missing = np.isnat(array)
+    elif array.dtype.kind == "f" and array.ndim == 1:
+        missing = np.isnan(array)
     else:
-        missing = np.array([_is_missing(value) for value in array], dtype=bool)
+        missing = np.array([_is_missing(value, texts) for value in array], dtype=bool)
     if missing.any():
         raise UserInputError(
-            f"time must be known for every row, but {int(missing.sum())} of {len(array)} are missing (first in row "
-            f"{int(missing.argmax())}). Fill in a time or leave these rows out."
+            f"{name} needs a value for every row, but {int(missing.sum())} of {len(array)} are missing (first in row "
+            f"{int(missing.argmax())}). Fill them in or leave these rows out."
         )
 
 
-def _is_missing(value: Any) -> bool:
+def _is_missing(value: Any, texts: Collection[str]) -> bool:
     if value is None or type(value).__name__ in ("NaTType", "NAType"):
         return True
     if isinstance(value, str):
-        return value.strip() == "" or value.strip().lower() in ("nan", "nat", "none", "null")
-    return bool(value != value)  # NaN of any type
+        return value.strip().lower() in texts
+    return bool(np.any(value != value))  # NaN of any type, also within a row of several labels
 
 
 def _as_datetime(value: date) -> datetime:

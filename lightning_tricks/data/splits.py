@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from lightning_tricks._base import UserInputError, check_range
 from lightning_tricks.data._group_folds import cut_by_class_and_group, renamed_groups, stratified_group_folds
-from lightning_tricks.data._times import sortable_times
+from lightning_tricks.data._times import check_known, sortable_times
 
 Values = Sequence[Any] | npt.NDArray[Any]
 
@@ -292,20 +292,7 @@ def _check_columns(n: int, **columns: Values | None) -> None:
         if column is not None and len(column) != n:
             raise UserInputError(f"{name} needs one value per row: {n} rows, but got {len(column)} values.")
         if column is not None and name != "time":  # for times see `sortable_times`
-            _check_known(name, column)
-
-
-def _check_known(name: str, column: Values) -> None:
-    values = np.asarray(column)
-    if values.ndim == 1 and values.dtype.kind == "f":
-        missing = np.isnan(values)
-    else:
-        missing = np.array([value is None or bool(np.any(value != value)) for value in values], dtype=bool)
-    if missing.any():
-        raise UserInputError(
-            f"{name} needs a value for every row, but {int(missing.sum())} of {len(values)} are missing (first in row "
-            f"{int(missing.argmax())}). Fill them in or leave these rows out."
-        )
+            check_known(name, column)
 
 
 def _check_class_sizes(labels: Values, needed: int, what: str) -> None:

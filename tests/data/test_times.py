@@ -79,6 +79,8 @@ def test_an_unknown_group_or_class_is_refused(option):
         splits.holdout(4, (0.5, 0.5), **{option: ["a", None, "b", "b"]})
     with pytest.raises(UserInputError, match=rf"{option} needs a value for every row"):
         splits.k_fold(4, 2, **{option: [1.0, 2.0, float("nan"), 2.0]})
+    with pytest.raises(UserInputError, match=r"1 of 4 are missing \(first in row 3\)"):
+        splits.k_fold(4, 2, **{option: pd.array(["a", "b", "a", None], dtype="string")})
 
 
 @pytest.mark.parametrize("form", ["%m/%d/%Y", "%d.%m.%Y", "%Y-%m-%d"])
