@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from inspect import signature
-from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, Checkpoint, EarlyStopping, LearningRateFinder
@@ -12,7 +11,6 @@ from lightning_tricks import callbacks
 from lightning_tricks._base import UserInputError
 
 GROUPS = ("recipe", "diagnosis")
-_KINDS = (EarlyStopping,)  # a script's own object of these classes stands for ours, which is a subclass
 
 
 class AttachTricks(Callback):
@@ -50,8 +48,8 @@ def make_tricks(tricks: Sequence[str], monitor: str) -> list[Callback]:
 
     Args:
         tricks: ``"recipe"`` for all of :func:`~lightning_tricks.recipe`, ``"diagnosis"`` for ``Preflight``,
-            ``Diagnosis`` and ``ActivationMonitor``, or the name of a callback class of this package, which gets its
-            defaults.
+            ``Diagnosis`` and ``ActivationMonitor``, or the name of a callback class of this package: as the recipe
+            sets it if it is one of its parts, else with its defaults.
         monitor: the metric for those that watch one.
 
     Raises:
@@ -78,8 +76,9 @@ def check_tricks(tricks: Sequence[str]) -> None:
 
 
 def _named(name: str, monitor: str) -> list[Callback]:
+    recipe = callbacks.recipe(monitor)
     if name == "recipe":
-        return callbacks.recipe(monitor)
+        return recipe
     if name == "diagnosis":
         return [callbacks.Preflight(), callbacks.Diagnosis(monitor), callbacks.ActivationMonitor()]
     known = [key for key in dir(callbacks) if _is_callback(getattr(callbacks, key))]
@@ -88,11 +87,11 @@ def _named(name: str, monitor: str) -> list[Callback]:
             f"--tricks takes {', '.join(GROUPS)} or names of callbacks of this package ({', '.join(known)}), "
             f"but got {name!r}."
         )
-    made = getattr(callbacks, name)
-    parameters: dict[str, Any] = {"monitor": monitor} if "monitor" in signature(made).parameters else {}
-    if name == "EarlyStopping":
-        parameters["patience"] = 20  # as in recipe()
-    return [made(**parameters)]
+    kind = getattr(callbacks, name)
+    as_in_recipe = [trick for trick in recipe if type(trick) is kind]
+    if as_in_recipe:
+        return as_in_recipe
+    return [kind(monitor)] if "monitor" in signature(kind).parameters else [kind()]
 
 
 def _is_callback(thing: object) -> bool:
@@ -101,7 +100,8 @@ def _is_callback(thing: object) -> bool:
 
 def _stands_for(own: Callback, trick: Callback) -> bool:
     """Whether the script's own callback already does what a trick would."""
-    return isinstance(own, type(trick)) or any(isinstance(own, kind) and isinstance(trick, kind) for kind in _KINDS)
+    both_stop = isinstance(own, EarlyStopping) and isinstance(trick, EarlyStopping)  # Lightning's own class, too
+    return isinstance(own, type(trick)) or both_stop
 
 
 def _is_tuning(there: Sequence[Callback]) -> bool:
