@@ -16,6 +16,7 @@ from lightning_tricks._base._monitor import check_monitor_early as check_monitor
 from lightning_tricks._base._monitor import infer_mode as infer_mode
 from lightning_tricks._base._monitor import monitored_value as monitored_value
 from lightning_tricks._base._parameters import NORMS as NORMS
+from lightning_tricks._base._parameters import hook_of_gain as hook_of_gain
 from lightning_tricks._base._parameters import is_matrix as is_matrix
 from lightning_tricks._base._parameters import require_sizes as require_sizes
 from lightning_tricks._base._random import derive_seed as derive_seed

@@ -23,12 +23,17 @@ def is_matrix(module: nn.Module, key: str, parameter: Tensor) -> bool:
     return parameter.ndim >= 2 and not _is_gain(module, key)
 
 
+def hook_of_gain(module: nn.Module, key: str) -> WeightNorm | None:
+    """Return the hook of the older weight norm whose gain a parameter is, None for any other parameter."""
+    hooks = (hook for hook in module._forward_pre_hooks.values() if isinstance(hook, WeightNorm))
+    return next((hook for hook in hooks if key == f"{hook.name}_g"), None)
+
+
 def _is_gain(module: nn.Module, key: str) -> bool:
     """Whether a parameter is a magnitude of weight norm: a weight's dimensions, but one value per unit."""
     if isinstance(module, ParametrizationList):
         return key == "original0" and any(type(p).__name__ == "_WeightNorm" for p in module)
-    hooks = module._forward_pre_hooks.values()
-    return any(isinstance(hook, WeightNorm) and key == f"{hook.name}_g" for hook in hooks)
+    return hook_of_gain(module, key) is not None
 
 
 def require_sizes(model: nn.Module, who: str) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn.utils import parametrize
-from torch.nn.utils.weight_norm import WeightNorm
 
+from lightning_tricks._base import hook_of_gain
 from lightning_tricks.init._plan import Choice
 
 Write = Callable[[nn.Module, str, Tensor], None]
@@ -59,9 +59,3 @@ def assign(module: nn.Module, key: str, values: Tensor, choice: Choice, write: W
     except (NotImplementedError, RuntimeError) as error:  # torch raises either where there is no right inverse
         return Choice("left alone", f"the parametrization {kinds} cannot be assigned to: {error}")
     return choice._replace(why=f"{choice.why}; assigned through {kinds}")
-
-
-def hook_of_gain(module: nn.Module, key: str) -> WeightNorm | None:
-    """Return the hook of the older weight norm whose gain a parameter is, None for any other parameter."""
-    hooks = (hook for hook in module._forward_pre_hooks.values() if isinstance(hook, WeightNorm))
-    return next((hook for hook in hooks if key == f"{hook.name}_g"), None)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_tricks.init._reparametrized import hook_of_gain
+from lightning_tricks._base import hook_of_gain
 from lightning_tricks.init._trace import NORMS
 
 _LEVEL = 1e-6
