@@ -28,10 +28,20 @@ _LOSSES = {
     )
 }
 # Functions with which a step draws noise of its own. Dropout is none of them.
-_DRAWS = (
-    *(torch.randn, torch.randn_like, torch.rand, torch.rand_like, torch.randint, torch.randint_like, torch.randperm),
-    *(torch.normal, torch.bernoulli, torch.multinomial, torch.poisson, Tensor.normal_, Tensor.uniform_),
-    *(Tensor.bernoulli_, Tensor.bernoulli, Tensor.multinomial, Tensor.exponential_, F.gumbel_softmax),
+_DRAWS = frozenset(
+    (
+        *(
+            torch.randn,
+            torch.randn_like,
+            torch.rand,
+            torch.rand_like,
+            torch.randint,
+            torch.randint_like,
+            torch.randperm,
+        ),
+        *(torch.normal, torch.bernoulli, torch.multinomial, torch.poisson, Tensor.normal_, Tensor.uniform_),
+        *(Tensor.bernoulli_, Tensor.bernoulli, Tensor.multinomial, Tensor.exponential_, F.gumbel_softmax),
+    )
 )
 # Operations that only move values: what made the prediction lies behind them.
 _MOVES = (

@@ -238,16 +238,16 @@ class NormMonitor(OnlyLooks, Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to the optimizers; hooks are the only place between clipping and the update."""
-        self._trainer = weakref.ref(trainer)
-        self._points = Points(self.every_n_steps, max(1, getattr(trainer, "log_every_n_steps", 50)))
-        self._points.load_state_dict(self._waiting)
-        self._waiting = []
         self._look_at_order = True
         self._on_device = trainer.strategy.root_device.type != "cpu"
         # Under a loss scaler infinities are everyday; on shards the ranks could disagree about what to measure.
         self._watching = self.find_nonfinite and getattr(trainer.precision_plugin, "scaler", None) is None
         self._clipping = may_change_gradients(trainer)
         self._log_every = max(1, getattr(trainer, "log_every_n_steps", 50))
+        self._trainer = weakref.ref(trainer)
+        self._points = Points(self.every_n_steps, self._log_every)
+        self._points.load_state_dict(self._waiting)
+        self._waiting = []
         self._one_step_per_batch = pl_module.automatic_optimization and len(trainer.optimizers) == 1
         self._counts += [0] * (len(trainer.optimizers) - len(self._counts))
         self._optimizers = {id(optimizer): i for i, optimizer in enumerate(trainer.optimizers)}

@@ -79,7 +79,7 @@ def vanishing_gradient(evidence: Evidence, t: Thresholds) -> Finding | None:
         what = f"the norm of the whole gradient is {recent[-1].total_gradient:.2g}, and {_why(evidence)}"
         return _finding(
             "vanishing-gradient",
-            _severity(evidence) if evidence.step >= t.min_steps else "warning",
+            _severity_in_time(evidence, t),
             "gradient",
             what,
             cure,
@@ -96,7 +96,7 @@ def vanishing_gradient(evidence: Evidence, t: Thresholds) -> Finding | None:
     )
     return _finding(
         "vanishing-gradient",
-        _severity(evidence) if evidence.step >= t.min_steps else "warning",
+        _severity_in_time(evidence, t),
         names[0],
         what,
         cure,
@@ -387,6 +387,11 @@ def _finding(rule: str, severity: Severity, where: str, what: str, cure: str, ev
 
 def _severity(evidence: Evidence) -> Severity:
     return "error" if evidence.symptom.is_broken or evidence.broken is not None else "warning"
+
+
+def _severity_in_time(evidence: Evidence, t: Thresholds) -> Severity:
+    """Return the severity of what needs some steps to be told; before them it is no error."""
+    return _severity(evidence) if evidence.step >= t.min_steps else "warning"
 
 
 def _why(evidence: Evidence) -> str:
