@@ -80,14 +80,19 @@ def test_runs_that_are_there_are_skipped(faults, module, capsys, monkeypatch):
     options = ["--faults", "tiny labels", "--seeds", "1", "--healthy-seeds", "1"]
     first, _ = run(faults, module, capsys, *options)
 
-    def never(cell, **options):
+    def never(*args, **options):
         raise AssertionError("the run is there already")
 
-    monkeypatch.setattr(faults, "run", never)
+    monkeypatch.setattr(faults, "run_with", never)
     forget()  # as in a process of its own
     again, summary = run(faults, module, capsys, *options)
     assert again == first
     assert summary["runs"] == 2
+
+
+def test_the_function_of_worker_processes_is_importable_there(faults):
+    """A spawned process does not load a package's ``__main__``."""
+    assert not faults.run_with.__module__.endswith("__main__")
 
 
 def record(fault, score=0.9, findings=(), seed=0, crash=None):
